@@ -1,0 +1,38 @@
+"""Finishes the project: no empty folders, a first commit, what to do next."""
+
+import json
+import os
+import shlex
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
+# Only for the first commit of somebody whom git does not know yet.
+NOBODY = ("-c", "user.name=cookiecutter", "-c", "user.email=cookiecutter@localhost")
+
+
+def git(*arguments: str) -> bool:
+    return subprocess.run(("git", *arguments), capture_output=True, check=False).returncode == 0
+
+
+def first_commit() -> None:
+    if git("rev-parse", "--git-dir") or not git("init"):
+        return
+    git("symbolic-ref", "HEAD", "refs/heads/main")
+    git("add", "--all")
+    commit = ("-c", "commit.gpgsign=false", "commit", "--no-verify", "--message")
+    message = "Generate the project from aiohttp-mp-template"
+    _ = git(*commit, message) or git(*NOBODY, *commit, message)
+
+
+# Where the answers left out every file of a folder, the folder goes too.
+with suppress(OSError):
+    os.removedirs(".github/workflows")
+
+with suppress(OSError):
+    first_commit()
+
+start = os.path.relpath(Path.cwd(), os.environ.get("PWD", ".."))
+print(f"\n{ANSWERS['project_slug']} is ready. Next:\n")
+print(f"    cd {shlex.quote(start)}\n    make test\n    make run\n")

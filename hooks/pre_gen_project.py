@@ -1,0 +1,167 @@
+"""Refuses answers that would break the project later: all of them in one message."""
+
+import json
+import keyword
+import re
+import sys
+import unicodedata
+from contextlib import suppress
+from pathlib import Path
+
+ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
+
+# What a worker needs, as in the generated settings.py, and the share of the limit that workers may fill.
+WORKER_MEMORY = 96 * 2**20
+MEMORY_SHARE = 0.8
+# A tenth of a CPU takes seconds to start a worker; with less the probes give up first.
+LEAST_MILLICORES = 100
+
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+# Import and distribution names in the project's environment, with underscores. The last line holds
+# what the dependencies import where it happens to be there, and what the environment itself is called.
+DEPENDENCIES = set(
+    """
+    aiohappyeyeballs aiohttp aiosignal attr attrs frozenlist gunicorn idna multidict packaging
+    prometheus_client propcache typing_extensions uvloop yarl flit_core
+    ast_serialize colorama iniconfig librt mypy mypy_extensions mypyc pathspec pluggy py pygments
+    pytest pytest_timeout pyyaml ruff types_gunicorn types_pyyaml uv yaml
+    annotated_doc anyio beartype click coredis crontab deprecated exceptiongroup importlib_resources
+    markdown_it markdown_it_py mdurl msgspec redis rich shellingham streaq typer tzdata watchfiles
+    wrapt
+    aiodns backports brotli brotlicffi conftest gevent h2 inotify pip pkg_resources python python3
+    setproctitle setuptools test tests tornado
+    """.split()
+)
+# The standard library of every supported Python, whichever runs this.
+STDLIB = set(sys.stdlib_module_names) | {"annotationlib", "compression", "distutils", "imp"}
+
+
+def refused(key: str, why: str, rule: str, example: str) -> str:
+    return f"  {key} {ANSWERS[key]!r} {why}.\n    Rule: {rule}.\n    Example: {example}"
+
+
+def line_problem(key: str, example: str) -> str | None:
+    text = ANSWERS[key]
+    if text.strip() and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text):
+        return None
+    return refused(
+        key, "is not one line of text", "one line, not empty, no control characters", example
+    )
+
+
+def slug_problem() -> str | None:
+    slug = ANSWERS["project_slug"]
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", slug):
+        why = "is no DNS label"
+    elif slug.replace("-", "_") in DEPENDENCIES:
+        why = "is the name of something that the project installs"
+    else:
+        return None
+    return refused(
+        "project_slug",
+        why,
+        "1 to 63 lower-case letters, digits and hyphens, a letter or digit at both ends,"
+        " not the name of a dependency",
+        "my-service",
+    )
+
+
+def package_problem() -> str | None:
+    package = ANSWERS["package_name"]
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", package):
+        why = "is no lower-case Python name"
+    elif keyword.iskeyword(package):
+        why = "is a Python keyword"
+    elif package in STDLIB:
+        why = "would hide a module of Python's standard library"
+    elif package in DEPENDENCIES:
+        why = "would hide a dependency of the project"
+    else:
+        return None
+    return refused(
+        "package_name",
+        why,
+        "lower-case letters, digits and underscores, a letter first, not a keyword, not the name of"
+        " a standard module or a dependency",
+        "my_service",
+    )
+
+
+def image_problem() -> str | None:
+    host = r"[a-z0-9]+([.-]+[a-z0-9]+)*(:[0-9]{1,5})?"
+    part = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+    image = ANSWERS["image"]
+    if len(image) <= 255 and re.fullmatch(rf"({host}/)?{part}(/{part})*", image):
+        return None
+    return refused(
+        "image",
+        "is no image repository",
+        "lower-case letters, digits and . _ - between slashes, optionally a registry with its port"
+        " first, no tag and no digest",
+        "my-service or registry.example.com:5000/team/my-service",
+    )
+
+
+def cpu_problem() -> str | None:
+    limit = ANSWERS["cpu_limit"]
+    if not re.fullmatch(r"[0-9]+(\.[0-9]{1,3})?|[0-9]+m", limit):
+        why = "is no CPU quantity of Kubernetes"
+    elif millicores(limit) < LEAST_MILLICORES:
+        why = "is too small to run one worker"
+    else:
+        return None
+    return refused(
+        "cpu_limit", why, f"CPUs or millicores, at least {LEAST_MILLICORES}m", "2, 1.5 or 1500m"
+    )
+
+
+def millicores(limit: str) -> float:
+    return float(limit[:-1]) if limit.endswith("m") else 1000 * float(limit)
+
+
+def memory_problem() -> str | None:
+    limit = ANSWERS["memory_limit"]
+    quantity = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]i|[kMGT]|)", limit)
+    if not quantity:
+        why = "is no memory quantity of Kubernetes"
+    elif MEMORY_SHARE * float(quantity[1]) * UNITS[quantity[2]] < WORKER_MEMORY:
+        why = "is too small to run one worker"
+    else:
+        return None
+    return refused(
+        "memory_limit",
+        why,
+        f"a number with Mi or Gi, at least {WORKER_MEMORY / MEMORY_SHARE / 2**20:.0f}Mi",
+        "512Mi or 1Gi",
+    )
+
+
+def leave_nothing_behind() -> None:
+    """A slug with slashes made folders around this one, and cookiecutter removes only this one."""
+    out = Path(ANSWERS["_output_dir"])
+    project = Path.cwd()
+    if out in project.parent.parents:
+        with suppress(OSError):
+            for folder in (project, *project.parents):
+                if folder == out:
+                    break
+                folder.rmdir()
+
+
+problems = [
+    line_problem("project_name", "My Service"),
+    slug_problem(),
+    package_problem(),
+    line_problem("description", "Greets people."),
+    line_problem("author", "Ada Lovelace"),
+    image_problem(),
+    cpu_problem(),
+    memory_problem(),
+]
+if any(problems):
+    print("\nNothing was generated: these answers would not work.\n", file=sys.stderr)
+    print(*filter(None, problems), sep="\n", end="\n\n", file=sys.stderr)
+    leave_nothing_behind()
+    sys.exit(1)

@@ -1,0 +1,106 @@
+"""What every request meets around the Application: its id, its errors, its end while draining."""
+
+import json
+from collections.abc import Awaitable, Callable
+from http.client import responses
+
+from aiohttp import hdrs, web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_request import BaseRequest
+
+from .compute.client import ComputeError
+from .telemetry import logs
+from .telemetry.metrics import IN_PROGRESS
+
+Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
+
+REQUEST_ID = "X-Request-ID"
+PROBLEM = "application/problem+json"
+
+
+def _problem(status: int, detail: str) -> str:
+    """The body of an error as RFC 9457 has it."""
+    return json.dumps(
+        {
+            "type": "about:blank",
+            "title": responses.get(status, "Error"),
+            "status": status,
+            "detail": detail,
+            "request_id": logs.request_id.get(),
+        }
+    )
+
+
+class Protocol(RequestHandler):
+    """aiohttp's connection, with our answer to what fails outside of every handler."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if not logs.request_id.get():  # the request could not even be parsed
+            logs.request_id.set(logs.new_request_id())
+        # logs it, and raises where a part of the response is out already
+        super().handle_error(request, status, exc, message)
+        response = web.Response(
+            status=status,
+            text=_problem(status, message or responses.get(status, "Error")),
+            content_type=PROBLEM,
+            headers={REQUEST_ID: logs.request_id.get()},
+        )
+        response.force_close()
+        return response
+
+
+class Edge:
+    """Wraps an Application's handler; cheaper than a middleware, and sees all paths."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._closing = False
+        app.on_response_prepare.append(self._prepare)
+
+    def close_connections(self) -> None:
+        """From now on, every response asks its client to come back on another connection."""
+        self._closing = True
+
+    async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[REQUEST_ID] = logs.request_id.get()
+        if self._closing and response.status != 101:
+            # force_close() alone comes too late here for the header to be written
+            response.headers[hdrs.CONNECTION] = "close"
+            response.force_close()
+
+    def wrap(self, handler: Handler) -> Handler:
+        async def handle(request: BaseRequest) -> web.StreamResponse:
+            given = request.headers.get(REQUEST_ID)
+            if given is None or not logs.WELL_FORMED_ID(given):
+                given = logs.new_request_id()
+            logs.request_id.set(given)
+            IN_PROGRESS.inc()
+            try:
+                return await handler(request)
+            except web.HTTPException as error:
+                if error.status >= 400 and error.content_type == "text/plain":
+                    stock = error.text == f"{error.status}: {error.reason}"
+                    detail = error.reason if stock else error.text
+                    error.text = _problem(error.status, detail or "")
+                    error.content_type = PROBLEM
+                raise
+            except ComputeError as error:
+                response = web.Response(
+                    status=error.status,
+                    text=_problem(error.status, str(error)),
+                    content_type=PROBLEM,
+                )
+                if error.retry_after is not None:
+                    response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
+                return response
+            finally:
+                IN_PROGRESS.dec()
+
+        return handle

@@ -1,0 +1,104 @@
+"""The two pools: what they listen on, what their workers load, how long they have.
+
+The application is imported in the workers only: so SIGHUP loads new code, and code that does not
+import takes no management process down.
+"""
+
+import math
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..settings import Settings
+from ..telemetry import metrics
+from . import limits
+from .launcher import Pool
+from .scoreboard import Scoreboard, State
+from .worker import Served, WebWorker, ready_for_signals
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def web_pool(settings: Settings) -> Pool:
+    """Workers that serve the public port and the admin port."""
+
+    def load() -> Callable[[Scoreboard], Awaitable[Served]]:
+        from .. import admin, app, middlewares
+
+        async def build(scoreboard: Scoreboard) -> Served:
+            application = await app.create_app()
+            edge = middlewares.Edge(application)
+            return Served(
+                application,
+                admin.create_admin(scoreboard),
+                middlewares.Protocol,
+                edge.wrap,
+                edge.close_connections,
+            )
+
+        return build
+
+    return Pool(
+        name="web",
+        options={
+            "bind": [
+                _address(settings.host, settings.port),
+                _address(settings.admin_host, settings.admin_port),
+            ],
+            "worker_class": WebWorker,
+            "backlog": settings.backlog,
+            "max_requests": settings.max_requests,
+            "max_requests_jitter": settings.max_requests // 5,
+        },
+        load=load,
+        count=limits.web_workers,
+        timeout=settings.worker_timeout,
+        budget=settings.lame_duck + settings.graceful_timeout,
+        workers=metrics.WORKERS,
+        exits=metrics.WORKER_EXITS,
+    )
+
+
+def compute_pool(settings: Settings) -> Pool:
+    """Stock sync workers: an idle one takes a connection, which is a task."""
+
+    def load() -> Any:
+        from ..compute import server
+
+        return server.application(settings.compute_timeout)
+
+    def serving(worker: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ready_for_signals()
+        worker.scoreboard.set_state(worker.row, State.SERVING)
+        os.kill(worker.ppid, signal.SIGCHLD)
+
+    def nice(arbiter: object, worker: object) -> None:
+        from ..compute import server
+
+        server.post_fork(arbiter, worker)
+
+    url = settings.compute_url or _address(settings.host, settings.port)
+    return Pool(
+        name="compute",
+        options={
+            "bind": url.removeprefix("http://"),
+            "worker_class": "sync",
+            "backlog": settings.compute_backlog,
+            "max_requests": settings.compute_max_tasks,
+            "max_requests_jitter": settings.compute_max_tasks // 5,
+            "timeout": math.ceil(settings.compute_timeout) + 1,
+            "post_fork": nice,
+            "post_worker_init": serving,
+        },
+        load=load,
+        count=limits.compute_workers,
+        # a task is stopped at its deadline from inside; this is for code that lets nothing in
+        timeout=settings.compute_timeout + 1,
+        budget=settings.graceful_timeout,
+        workers=metrics.COMPUTE_WORKERS,
+        exits=metrics.COMPUTE_WORKER_EXITS,
+    )

@@ -1,0 +1,66 @@
+"""A few numbers about every worker, in memory that all processes of a pool share.
+
+The arbiter makes it before it forks and hands each worker a row. One process writes a cell and
+every process reads it; an aligned 4-byte store is never seen half done, so there is no lock.
+"""
+
+import mmap
+from enum import IntEnum
+
+ROWS = 1024
+
+
+class State(IntEnum):
+    """Where a worker is in its life. Stock gunicorn workers go no further than SERVING."""
+
+    FREE = 0
+    BOOTING = 1
+    SERVING = 2
+    RECYCLE = 3  # serving, and asks to be replaced
+    DRAINING = 4
+
+
+class Scoreboard:
+    """Rows of workers, and whether the whole pool is shutting down."""
+
+    def __init__(self) -> None:
+        cells = memoryview(mmap.mmap(-1, 4 * (2 * ROWS + 2))).cast("i")
+        self._states = cells[:ROWS]
+        self._connections = cells[ROWS : 2 * ROWS]
+        self._pool = cells[2 * ROWS :]  # shutting down, number of rows in use so far
+
+    @property
+    def shutting_down(self) -> bool:
+        return bool(self._pool[0])
+
+    def shut_down(self) -> None:
+        self._pool[0] = 1
+
+    def lease(self) -> int:
+        """A free row, marked BOOTING. Only the arbiter calls it.
+
+        Raises:
+            RuntimeError: when there are more workers than rows.
+        """
+        for row in range(ROWS):
+            if self._states[row] == State.FREE:
+                self._states[row], self._connections[row] = State.BOOTING, 0
+                self._pool[1] = max(self._pool[1], row + 1)
+                return row
+        raise RuntimeError(f"more than {ROWS} workers")
+
+    def state(self, row: int) -> int:
+        return self._states[row]
+
+    def set_state(self, row: int, state: State) -> None:
+        self._states[row] = state
+
+    def set_connections(self, row: int, number: int) -> None:
+        self._connections[row] = number
+
+    def fewest_connections(self) -> int:
+        """Of the serving worker that has the fewest; 0 where none serves."""
+        rows = range(self._pool[1])
+        return min(
+            (self._connections[r] for r in rows if self._states[r] == State.SERVING), default=0
+        )

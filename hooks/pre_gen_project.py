@@ -10,7 +10,7 @@ from pathlib import Path
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-# What a worker needs, as in the generated settings.py, and the share of the limit that workers may fill.
+# What a worker needs, as in the generated settings.py, and the share of the limit for workers.
 WORKER_MEMORY = 96 * 2**20
 MEMORY_SHARE = 0.8
 # A tenth of a CPU takes seconds to start a worker; with less the probes give up first.
@@ -19,21 +19,20 @@ LEAST_MILLICORES = 100
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
-# Import and distribution names in the project's environment, with underscores. The last line holds
-# what the dependencies import where it happens to be there, and what the environment itself is called.
-DEPENDENCIES = set(
-    """
-    aiohappyeyeballs aiohttp aiosignal attr attrs frozenlist gunicorn idna multidict packaging
-    prometheus_client propcache typing_extensions uvloop yarl flit_core
-    ast_serialize colorama iniconfig librt mypy mypy_extensions mypyc pathspec pluggy py pygments
-    pytest pytest_timeout pyyaml ruff types_gunicorn types_pyyaml uv yaml
-    annotated_doc anyio beartype click coredis crontab deprecated exceptiongroup importlib_resources
-    markdown_it markdown_it_py mdurl msgspec redis rich shellingham streaq typer tzdata watchfiles
-    wrapt
-    aiodns backports brotli brotlicffi conftest gevent h2 inotify pip pkg_resources python python3
-    setproctitle setuptools test tests tornado
-    """.split()
-)
+# What the project's environment can import, its distributions and commands, with underscores for
+# hyphens; then what the dependencies import where it happens to be there, and the project's tests.
+TAKEN = """
+    aiohappyeyeballs aiohttp aiosignal attr attrs frozenlist gunicorn gunicornc idna multidict
+    prometheus_client propcache typing_extensions uvloop yarl
+    ast_serialize colorama dmypy flit_core iniconfig librt mypy mypy_extensions mypyc packaging
+    pathspec pip pip3 pluggy py pygmentize pygments pytest pytest_timeout python python3 pyyaml ruff
+    stubgen stubtest types_gunicorn types_pyyaml uv uvx yaml
+    annotated_doc annotated_types anyio beartype coredis crontab deprecated exceptiongroup
+    markdown_it markdown_it_py mdurl pydantic pydantic_core rich shellingham streaq typer
+    typing_inspection watchfiles wrapt
+    aiodns backports brotli brotlicffi click gevent h2 inotify msgspec orjson redis setproctitle
+    setuptools tornado activate conftest test tests
+"""
 # The standard library of every supported Python, whichever runs this.
 STDLIB = set(sys.stdlib_module_names) | {"annotationlib", "compression", "distutils", "imp"}
 
@@ -55,15 +54,15 @@ def slug_problem() -> str | None:
     slug = ANSWERS["project_slug"]
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", slug):
         why = "is no DNS label"
-    elif slug.replace("-", "_") in DEPENDENCIES:
-        why = "is the name of something that the project installs"
+    elif slug.replace("-", "_") in TAKEN.split():
+        why = "is the name of something that the project needs"
     else:
         return None
     return refused(
         "project_slug",
         why,
         "1 to 63 lower-case letters, digits and hyphens, a letter or digit at both ends,"
-        " not the name of a dependency",
+        " not the name of a dependency or its command",
         "my-service",
     )
 
@@ -76,8 +75,8 @@ def package_problem() -> str | None:
         why = "is a Python keyword"
     elif package in STDLIB:
         why = "would hide a module of Python's standard library"
-    elif package in DEPENDENCIES:
-        why = "would hide a dependency of the project"
+    elif package in TAKEN.split():
+        why = "would hide something that the project needs"
     else:
         return None
     return refused(

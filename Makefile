@@ -1,0 +1,58 @@
+# What .venv is made with, once: make clean install PYTHON=python3.13
+PYTHON ?= $(or $(realpath .venv/bin/python),python3)
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+UV := $(shell uv --version 2>/dev/null)
+PIP := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install --disable-pip-version-check)
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate
+SLUG := {{cookiecutter.project_slug}}
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test soak lint lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## make .venv with everything that requirements-dev.txt pins
+
+$(INSTALLED): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "This needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+			"Name another one: make install PYTHON=python3.13" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(PIP) --quiet --require-hashes -r requirements-dev.txt
+	@touch $@
+
+demo: $(INSTALLED)  ## generate a project into build/, start it on every CPU given, show what it counts
+	rm -rf build/my-service
+	$(BIN)/cookiecutter . --no-input --default-config --output-dir build >/dev/null
+	$(MAKE) --no-print-directory -C build/my-service install
+	@exec $(BIN)/python scripts/demo.py build/my-service
+
+test: $(INSTALLED)  ## generate every supported combination and prove it
+	$(BIN)/pytest
+
+soak: $(INSTALLED)  ## the same behaviour under load, at full length
+
+lint: $(INSTALLED)  ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+lock: $(INSTALLED)  ## pin the newest versions allowed, here and in the generated project
+	$(COMPILE) --group dev --output-file requirements-dev.txt
+	for queue in none redis; do \
+		rm -rf build/lock && \
+		$(BIN)/cookiecutter . --no-input --default-config --output-dir build/lock job_queue=$$queue >/dev/null && \
+		$(MAKE) --no-print-directory -C build/lock/my-service lock && \
+		cp build/lock/my-service/requirements-build.txt '$(SLUG)' && \
+		for name in requirements requirements-dev; do \
+			cp build/lock/my-service/$$name.txt \
+				"$(SLUG)/{% if cookiecutter.job_queue == '$$queue' %}$$name.txt{% endif %}" || exit 1; \
+		done || exit 1; \
+	done
+
+clean:  ## remove everything that the other targets made
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,152 @@
+"""The web workers' side of the compute pool.
+
+A task is one HTTP request on a connection of its own. The pool's workers accept a connection when
+they are idle, and not before: the kernel's accept queue is the queue of tasks.
+"""
+
+import errno
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ParamSpec, TypeVar
+
+import aiohttp
+from aiohttp import web
+from aiohttp.client_exceptions import UnixClientConnectorError
+
+from ..settings import Settings
+from ..telemetry import metrics
+from ..telemetry.logs import request_id
+from . import registry
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# A full TCP queue answers with silence, and the kernel asks it again after a whole second.
+CONNECT_TIMEOUT = 0.04
+
+
+class ComputeError(Exception):
+    """A task gave no result; `status` is what to answer the client with."""
+
+    status = 500
+    retry_after: int | None = None
+
+
+class TaskError(ComputeError):
+    """The task raised an exception: `type` is the name of its class."""
+
+    def __init__(self, task: str, type_name: str, message: str) -> None:
+        super().__init__(f"{task} raised {type_name}: {message}")
+        self.type = type_name
+        self.message = message
+
+
+class WorkerDiedError(ComputeError):
+    """The worker process ended in the middle of the task."""
+
+
+class QueueFullError(ComputeError):
+    """All workers are busy and COMPUTE_BACKLOG tasks wait. This one was not started."""
+
+    status = 503
+    retry_after: int | None = 1
+
+
+class PoolDownError(ComputeError):
+    """There is nobody at COMPUTE_URL. The task was not started."""
+
+    status = 503
+    retry_after: int | None = 5
+
+
+class DeadlineError(ComputeError):
+    """COMPUTE_TIMEOUT passed, in the queue or in the task."""
+
+    status = 504
+
+
+class _UnixConnector(aiohttp.UnixConnector):
+    """Connects by itself: a unix socket does so at once or never.
+
+    asyncio takes the EAGAIN of a full queue for a connection under way, and goes on with a socket
+    that is connected to nothing. uvloop does not.
+    """
+
+    async def _create_connection(self, req: Any, *_: Any) -> Any:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(self.path)
+        except OSError as error:
+            sock.close()
+            raise UnixClientConnectorError(self.path, req.connection_key, error) from error
+        # mypy sees a property of the base class where there is a callable
+        factory: Any = self._factory
+        return (await self._loop.create_unix_connection(factory, sock=sock))[1]
+
+
+_session: aiohttp.ClientSession | None = None
+
+
+async def compute_ctx(app: web.Application) -> AsyncIterator[None]:
+    """For `app.cleanup_ctx`: while it is open, this process can run tasks."""
+    global _session
+    settings = Settings.from_env()
+    url = settings.compute_url or "http://COMPUTE_URL.is.not.set.invalid"
+    connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, force_close=True)
+    if url.startswith("unix:"):
+        connector = _UnixConnector(url.removeprefix("unix:"), limit=0, force_close=True)
+        url = "http://compute"
+    timeout = aiohttp.ClientTimeout(total=settings.compute_timeout, sock_connect=CONNECT_TIMEOUT)
+    async with aiohttp.ClientSession(
+        url, connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout
+    ) as session:
+        outer, _session = _session, session
+        yield
+        _session = outer
+
+
+async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """The result of `task`, called with these arguments in a process of the compute pool.
+
+    When the caller is cancelled, a task that still waits in the queue is not started.
+
+    Raises:
+        ComputeError: when there is no result; each subclass says why.
+        TypeError: when the arguments do not fit the task.
+    """
+    called = registry.find(task)
+    body = json.dumps(called.arguments(*args, **kwargs), allow_nan=False).encode()
+    name = called.name
+    if _session is None:
+        raise PoolDownError(f"{name}: no pool is open; add compute_ctx to app.cleanup_ctx")
+    seconds = str(_session.timeout.total)
+    headers = {"Compute-Sent": str(time.time()), "Compute-Timeout": seconds}
+    headers["X-Request-ID"] = request_id.get()
+    try:
+        async with _session.post(f"/{name}", data=body, headers=headers) as response:
+            status, answer = response.status, await response.json(content_type=None)
+    except aiohttp.ConnectionTimeoutError as error:
+        metrics.COMPUTE_REJECTED.inc()
+        raise QueueFullError(f"{name}: nobody took the task in time") from error
+    except TimeoutError as error:
+        raise DeadlineError(f"{name}: no result within {seconds} s") from error
+    except aiohttp.ClientConnectorError as error:
+        if error.errno != errno.EAGAIN:
+            raise PoolDownError(f"{name}: {error}") from error
+        metrics.COMPUTE_REJECTED.inc()
+        raise QueueFullError(f"{name}: the queue is full") from error
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ValueError) as error:
+        metrics.COMPUTE_TASKS.labels(name, "crashed").inc()
+        raise WorkerDiedError(f"{name}: its worker died") from error
+    except aiohttp.ClientOSError as error:  # reset by the kernel: no worker had read the request
+        raise PoolDownError(f"{name}: the pool stopped before it began") from error
+    match status:
+        case 200:
+            return answer["result"]  # type: ignore[no-any-return]
+        case 500:
+            raise TaskError(name, answer["type"], answer["message"])
+        case 504:
+            raise DeadlineError(f"{name}: {answer['message']}")
+    raise ComputeError(f"{name}: the pool answered {status}: {answer['message']}")

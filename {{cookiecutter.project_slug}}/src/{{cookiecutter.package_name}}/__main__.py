@@ -68,7 +68,12 @@ def run(command: str, settings: Settings) -> NoReturn:
             folder.mkdir(parents=True, exist_ok=True)
         slots.install(folder)
     except OSError as error:
-        sys.exit(f"no folder for metrics can be had ({error}); mount a tmpfs on /tmp or /dev/shm")
+        print(
+            f"PROMETHEUS_MULTIPROC_DIR={given or ''}: no folder for metrics: {error}; "
+            "mount a tmpfs or an emptyDir for it, or on /tmp",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     if command == "serve" and settings.compute_url is None:
         os.environ["COMPUTE_URL"] = f"unix:{folder}/compute.sock"
         settings = Settings.from_env()

@@ -1,0 +1,58 @@
+"""Endpoints that misbehave on purpose, added to a copy of the application under test."""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+NOTES = Path(os.environ.get("PROBE_NOTES", os.devnull))
+
+routes = web.RouteTableDef()
+
+
+@routes.get("/probe/sleep/{seconds}")
+async def sleep(request: web.Request) -> web.Response:
+    """Wait without blocking the loop."""
+    await asyncio.sleep(float(request.match_info["seconds"]))
+    return web.json_response({"worker": os.getpid()})
+
+
+@routes.get("/probe/block/{seconds}")
+async def block(request: web.Request) -> web.Response:
+    """Block the loop, as a forgotten synchronous call does."""
+    time.sleep(float(request.match_info["seconds"]))  # noqa: ASYNC251
+    return web.json_response({"worker": os.getpid()})
+
+
+@routes.get("/probe/exit/{code}")
+async def leave(request: web.Request) -> web.Response:
+    """End the process as a crash in C code does."""
+    os._exit(int(request.match_info["code"]))
+
+
+@routes.get("/probe/error")
+async def error(request: web.Request) -> web.Response:
+    raise ZeroDivisionError("on purpose")
+
+
+async def _note(app: web.Application) -> None:
+    with NOTES.open("a") as notes:
+        notes.write(f"cleanup {os.getpid()}\n")
+
+
+def with_probes(
+    create_app: Callable[[], Awaitable[web.Application]],
+) -> Callable[[], Awaitable[web.Application]]:
+    async def create() -> web.Application:
+        if failure := os.environ.get("PROBE_BOOT_FAILURE"):
+            raise RuntimeError(failure)
+        await asyncio.sleep(float(os.environ.get("PROBE_BOOT_SECONDS", "0")))
+        app = await create_app()
+        app.add_routes(routes)
+        app.on_cleanup.append(_note)
+        return app
+
+    return create

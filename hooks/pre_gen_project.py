@@ -31,7 +31,7 @@ TAKEN = """
     markdown_it markdown_it_py mdurl pydantic pydantic_core rich shellingham streaq typer
     typing_inspection watchfiles wrapt
     aiodns backports brotli brotlicffi click gevent h2 inotify msgspec orjson redis setproctitle
-    setuptools tornado activate conftest test tests
+    pkg_resources setuptools tornado activate conftest test tests
 """
 # The standard library of every supported Python, whichever runs this.
 STDLIB = set(sys.stdlib_module_names) | {"annotationlib", "compression", "distutils", "imp"}

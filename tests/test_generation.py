@@ -158,3 +158,22 @@ def test_installs_with_uv_where_it_is_there(bake: Bake) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     assert "uv pip install" in run("make", "install", cwd=project, PATH=path)
     run(".venv/bin/python", "-c", f"import {next((project / 'src').iterdir()).name}", cwd=project)
+
+
+def test_the_readme_lists_every_setting_with_its_default(installed: Bake) -> None:
+    project = installed(**RICHEST)
+    rows = re.findall(
+        r"^\| `([A-Z_]+)` \| (?:`(.*?)` )?\|", (project / "README.md").read_text(), re.MULTILINE
+    )
+    (package,) = (project / "src").iterdir()
+    read = (
+        f"import json, sys; from {package.name}.settings import Settings;"
+        "print(json.dumps(Settings.from_env(json.loads(sys.argv[1])).as_json()))"
+    )
+    python = project / ".venv" / "bin" / "python"
+    unset, listed = (
+        json.loads(run(python, "-c", read, json.dumps(env), cwd=project))
+        for env in ({}, dict(rows))
+    )
+    assert listed == unset
+    assert sorted(dict(rows)) == sorted(unset)

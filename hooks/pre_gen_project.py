@@ -13,7 +13,7 @@ ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 # What a worker needs, as in the generated settings.py, and the share of the limit for workers.
 WORKER_MEMORY = 96 * 2**20
 MEMORY_SHARE = 0.8
-# A tenth of a CPU takes seconds to start a worker; with less the probes give up first.
+# A tenth of a CPU takes 3.5 s to start; with less, answers come later than probes wait.
 LEAST_MILLICORES = 100
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

@@ -38,6 +38,7 @@ def show() -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = pool.map(get, [f"{SERVICE}/"] * REQUESTS)
         workers = Counter(json.loads(answer)["worker"] for answer in answers)
+    time.sleep(0.2)  # a response arrives a moment before it is counted
     counted = [line for line in get(f"{ADMIN}/metrics").splitlines() if 'route="/"' in line]
     print(f"\n{REQUESTS} requests, answered by {len(workers)} workers:")
     for worker, requests in sorted(workers.items()):

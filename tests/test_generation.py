@@ -133,11 +133,13 @@ def test_starts_and_answers(answers: Answers, installed: Bake, tmp_path: Path) -
         for _ in range(100):
             answer = json.loads(get(f"http://127.0.0.1:{port}/"))
             assert (answer["service"], answer["version"]) == (project.name, "0.1.0")
-        counted = re.findall(
-            r'^http_requests_total\{.*route="/".*\} (\S+)$',
-            get(f"http://127.0.0.1:{admin}/metrics"),
-            re.MULTILINE,
-        )
+        # A response arrives a moment before it is counted.
+        for _ in range(20):
+            metrics = get(f"http://127.0.0.1:{admin}/metrics")
+            counted = re.findall(r'^http_requests_total\{.*route="/".*\} (\S+)$', metrics, re.M)
+            if sum(map(float, counted)) >= 100:
+                break
+            time.sleep(0.05)
         assert sum(map(float, counted)) == 100
         assert f"http://localhost:{port}/" in log.read_text()
     except BaseException:

@@ -173,7 +173,10 @@ def test_generates(name: str, bake: Bake) -> None:
             assert not re.search("redis|streaq", f"{relative} {text}", re.IGNORECASE), relative
         match file.suffix:
             case ".yaml" | ".yml":
-                assert list(yaml.safe_load_all(text)), relative
+                for document in yaml.safe_load_all(text):
+                    named = document.get("metadata", {})
+                    for name in (named.get("name", ""), *named.get("labels", {}).values()):
+                        assert isinstance(name, str), f"{relative} must quote {name}"
             case ".toml":
                 tomllib.loads(text)
             case ".json":

@@ -1,4 +1,4 @@
-"""Tasks that do what no task should, and the application of a pool that runs them."""
+"""Tasks that do what no task should, added to a copy of the package under test."""
 
 import os
 import signal
@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., object])
 
-PACKAGE = next((Path(__file__).parents[1] / "src").glob("*/py.typed")).parent.name
-registry: Any = import_module(f"{PACKAGE}.compute.registry")
+registry: Any = import_module(".compute.registry", __package__)
 
 
 def task(function: F) -> F:
@@ -59,8 +58,3 @@ def die() -> None:
 def hang() -> None:
     """In C, where no exception can reach."""
     deque(repeat(0), maxlen=0)
-
-
-def application() -> Any:
-    settings = import_module(f"{PACKAGE}.settings").Settings.from_env()
-    return import_module(f"{PACKAGE}.compute.server").application(settings.compute_timeout)

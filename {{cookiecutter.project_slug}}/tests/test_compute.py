@@ -2,28 +2,41 @@
 
 import asyncio
 import http.client
+import importlib.util
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-import misbehaving_tasks as tasks
 import pytest
 import uvloop
-from misbehaving_tasks import PACKAGE, registry
+from conftest import PACKAGE, Response, Service, children, copy_code, free_port, wait_for
 
+MISBEHAVING = Path(__file__).with_name("misbehaving_tasks.py")
+
+
+def _in_package(file: Path) -> Any:
+    """The module in `file`, as if it stood in the package."""
+    spec = importlib.util.spec_from_file_location(f"{PACKAGE}.{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+registry: Any = import_module(f"{PACKAGE}.compute.registry")
 client: Any = import_module(f"{PACKAGE}.compute.client")
 metrics: Any = import_module(f"{PACKAGE}.telemetry.metrics")
 primes: Any = import_module(f"{PACKAGE}.tasks").primes
+tasks = _in_package(MISBEHAVING)
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 Outcome = tuple[Any, float]
@@ -31,10 +44,12 @@ Outcome = tuple[Any, float]
 
 @dataclass
 class Pool:
+    """What a web worker with these settings has to do with."""
+
     url: str
     loop: str = "uvloop"
     timeout: float = 30
-    process: subprocess.Popen[bytes] | None = None
+    process: Any = None
 
     def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
         """What `main` returns, run in a loop in which this pool is open."""
@@ -57,9 +72,7 @@ class Pool:
         return self.run(lambda: client.run(task, *args))
 
     def workers(self) -> list[int]:
-        assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in children.read_text().split()]
+        return children(self.process.pid)
 
 
 async def outcome(task: Callable[..., object], *args: object) -> Outcome:
@@ -76,66 +89,71 @@ def later(task: Callable[..., object], *args: object) -> asyncio.Task[Outcome]:
     return asyncio.create_task(outcome(task, *args))
 
 
-@contextmanager
-def pool_at(
-    url: str,
-    loop: str = "uvloop",
+@pytest.fixture(scope="session")
+def misbehaving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with more tasks."""
+    code = copy_code(tmp_path_factory.mktemp("misbehaving"))
+    package = code / PACKAGE
+    (package / MISBEHAVING.name).write_bytes(MISBEHAVING.read_bytes())
+    with (package / "tasks.py").open("a") as file:
+        file.write(f"\n\nfrom . import {MISBEHAVING.stem}\n")
+    return code
+
+
+PLACES = ["unix-uvloop", "http-asyncio", "unix-asyncio", "http-uvloop"]
+StartPool = Callable[..., Pool]
+
+
+def _pool(
+    place: str,
+    start: Callable[..., Service],
+    code: Path,
+    folder: Path,
     *,
     workers: int = 1,
     timeout: float = 30,
     backlog: int = 64,
     max_tasks: int = 0,
-) -> Iterator[Pool]:
-    command = [sys.executable, "-m", "gunicorn", "--no-control-socket", "--worker-class=sync"]
-    command += [f"--bind={url.removeprefix('http://')}", f"--workers={workers}"]
-    command += [f"--backlog={backlog}", f"--max-requests={max_tasks}"]
-    command += [f"--timeout={timeout + 1:.0f}", "misbehaving_tasks:application()"]
-    env = os.environ | {"COMPUTE_TIMEOUT": str(timeout)}
-    process = subprocess.Popen(command, cwd=Path(__file__).parent, env=env)
-    pool = Pool(url, loop, timeout, process)
-    try:
-        ready = time.monotonic() + 10
-        while True:
-            try:
-                if pool.call(primes, 10) == 4:
-                    break
-            except client.PoolDownError:
-                assert process.poll() is None
-                assert time.monotonic() < ready
-                time.sleep(0.02)
-        yield pool
-    finally:
-        process.terminate()
-        process.wait(10)
+) -> Pool:
+    kind, loop = place.split("-")
+    socket_url = f"unix:{folder}/compute.sock"
+    service = start(
+        "compute",
+        code=code,
+        wait=False,
+        COMPUTE_URL=socket_url if kind == "unix" else "",
+        COMPUTE_CONCURRENCY=str(workers),
+        COMPUTE_TIMEOUT=str(timeout),
+        COMPUTE_BACKLOG=str(backlog),
+        COMPUTE_MAX_TASKS=str(max_tasks),
+    )
+    url = socket_url if kind == "unix" else service.url
+    pool = Pool(url, loop, timeout, service.process)
+
+    def up() -> bool:
+        assert service.process.poll() is None, service.log.read_text()
+        try:
+            return len(pool.workers()) == workers and pool.call(primes, 10) == 4
+        except client.PoolDownError:
+            return False
+
+    wait_for(up)
+    return pool
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@pytest.fixture(params=PLACES[:2])
+def start_pool(
+    request: pytest.FixtureRequest,
+    start: Callable[..., Service],
+    misbehaving: Path,
+    tmp_path: Path,
+) -> StartPool:
+    """start_pool(workers=2) runs a compute pool until the end of the test."""
+    return lambda **options: _pool(request.param, start, misbehaving, tmp_path, **options)
 
 
-@pytest.fixture
-def unix(tmp_path: Path) -> str:
-    return f"unix:{tmp_path}/compute.sock"
-
-
-def address(kind: str, unix: str) -> str:
-    return unix if kind == "unix" else f"http://127.0.0.1:{free_port()}"
-
-
-@pytest.fixture(params=["unix-uvloop", "http-asyncio"])
-def place(request: pytest.FixtureRequest, unix: str) -> tuple[str, str]:
-    """A URL for the pool, and a loop for its caller."""
-    kind, loop = request.param.split("-")
-    return address(kind, unix), loop
-
-
-@pytest.fixture(params=["unix-uvloop", "unix-asyncio", "http-uvloop", "http-asyncio"])
-def every_place(request: pytest.FixtureRequest, unix: str) -> tuple[str, str]:
-    kind, loop = request.param.split("-")
-    return address(kind, unix), loop
+everywhere = pytest.mark.parametrize("start_pool", PLACES, indirect=True)
+once = pytest.mark.parametrize("start_pool", PLACES[:1], indirect=True)
 
 
 def test_a_task_stays_a_function() -> None:
@@ -211,107 +229,125 @@ def test_arguments_are_checked(
             registry.find(nested).arguments(*arguments)
 
 
-def test_only_tasks_are_run(unix: str) -> None:
-    pool = Pool(unix)
+def test_only_tasks_are_run() -> None:
+    pool = Pool("unix:/nonexistent")
     with pytest.raises(TypeError, match="twice is no task; mark it with @task"):
         pool.call(twice, 1)
     with pytest.raises(TypeError, match="primes: '10' does not fit limit: int"):
         pool.call(primes, "10")
 
 
-def test_results_and_exceptions_arrive(every_place: tuple[str, str]) -> None:
-    with pool_at(*every_place) as pool:
-        assert pool.call(primes, 1_000_000) == 78498
-        with pytest.raises(client.TaskError, match="fail raised LookupError: lost") as raised:
-            pool.call(tasks.fail, "lost")
-        assert (raised.value.type, raised.value.message) == ("LookupError", "lost")
-        assert raised.value.status == 500
-        with pytest.raises(client.TaskError, match="returned 'no number'"):
-            pool.call(tasks.lie)
+@everywhere
+def test_results_and_exceptions_arrive(start_pool: StartPool) -> None:
+    pool = start_pool()
+    assert pool.call(primes, 1_000_000) == 78498
+    with pytest.raises(client.TaskError, match="fail raised LookupError: lost") as raised:
+        pool.call(tasks.fail, "lost")
+    assert (raised.value.type, raised.value.message) == ("LookupError", "lost")
+    assert raised.value.status == 500
+    with pytest.raises(client.TaskError, match="returned 'no number'"):
+        pool.call(tasks.lie)
 
 
-def test_a_full_queue_refuses_at_once_and_loses_nothing(every_place: tuple[str, str]) -> None:
+@everywhere
+def test_a_full_queue_refuses_at_once_and_loses_nothing(start_pool: StartPool) -> None:
     async def overload() -> tuple[list[Outcome], list[Outcome]]:
-        working = later(tasks.sleep, 0.5)
+        accepted = [later(tasks.sleep, 0.5)]
         await asyncio.sleep(0.2)
-        queued = []
         for _ in range(5):  # the kernel takes one more than the backlog of 4
-            queued.append(later(primes, 10))
+            accepted.append(later(primes, 10))
             await asyncio.sleep(0.01)
-        refused = await asyncio.gather(*[outcome(primes, 10) for _ in range(10)])
-        return await asyncio.gather(working, *queued), refused
+        refused = [await outcome(primes, 10) for _ in range(4)]
+        return await asyncio.gather(*accepted), refused
 
-    with pool_at(*every_place, backlog=4) as pool:
-        before = metrics.COMPUTE_REJECTED._value.get()
-        accepted, refused = pool.run(overload)
-        assert [result for result, _ in accepted[1:]] == [4] * 5
-        for error, seconds in refused:
-            assert isinstance(error, client.QueueFullError)
-            assert (error.status, error.retry_after) == (503, 1)
-            assert seconds < 0.05
-        assert metrics.COMPUTE_REJECTED._value.get() == before + 10
-        assert pool.call(primes, 10) == 4
+    pool = start_pool(backlog=4)
+    before = metrics.COMPUTE_REJECTED._value.get()
+    accepted, refused = pool.run(overload)
+    assert [result for result, _ in accepted[1:]] == [4] * 5
+    for error, seconds in refused:
+        assert isinstance(error, client.QueueFullError)
+        assert (error.status, error.retry_after) == (503, 1)
+        assert seconds < 0.05
+    assert metrics.COMPUTE_REJECTED._value.get() == before + len(refused)
+    assert pool.call(primes, 10) == 4
 
 
-def test_nobody_there(place: tuple[str, str]) -> None:
-    pool = Pool(*place)
-    result, seconds = pool.run(lambda: outcome(primes, 10))
+@everywhere
+def test_a_late_loop_is_not_a_full_queue(start_pool: StartPool) -> None:
+    async def burst() -> list[Outcome]:
+        return await asyncio.gather(*[outcome(primes, 10) for _ in range(500)])
+
+    results = [result for result, _ in start_pool(workers=2, backlog=1024).run(burst)]
+    assert [result for result in results if result != 4] == []
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_nobody_there(place: str, tmp_path: Path) -> None:
+    kind, loop = place.split("-")
+    url = f"unix:{tmp_path}/none.sock" if kind == "unix" else f"http://127.0.0.1:{free_port()}"
+    result, seconds = Pool(url, loop).run(lambda: outcome(primes, 10))
     assert isinstance(result, client.PoolDownError)
     assert (result.status, result.retry_after) == (503, 5)
     assert seconds < 0.1
 
 
-def test_a_killed_worker_costs_one_caller_its_answer(place: tuple[str, str]) -> None:
+@everywhere
+def test_a_killed_worker_costs_one_caller_its_answer(start_pool: StartPool) -> None:
     async def around_a_death() -> list[Outcome]:
         neighbour = later(tasks.sleep, 0.3)
         await asyncio.sleep(0.1)
         return [await outcome(tasks.die), await outcome(primes, 10), await neighbour]
 
-    with pool_at(*place, workers=2) as pool:
-        (died, seconds), (later_result, _), (neighbour, _) = pool.run(around_a_death)
-        assert isinstance(died, client.WorkerDiedError)
-        assert died.status == 500
-        assert seconds < 0.2
-        assert later_result == 4
-        assert neighbour in pool.workers()
+    pool = start_pool(workers=2)
+    (died, seconds), (after, _), (neighbour, _) = pool.run(around_a_death)
+    assert isinstance(died, client.WorkerDiedError)
+    assert died.status == 500
+    assert seconds < 0.2
+    assert after == 4
+    assert neighbour in pool.workers()
 
 
-def test_a_worker_killed_while_idle_costs_nobody_anything(unix: str) -> None:
-    async def kill_then_call(pool: Pool) -> Any:
+@once
+def test_a_worker_killed_before_it_took_a_task_costs_nobody_anything(
+    start_pool: StartPool,
+) -> None:
+    pool = start_pool()
+
+    async def kill_then_wait() -> Outcome:
         os.kill(pool.workers()[0], signal.SIGSTOP)
         waiting = later(primes, 10)
         await asyncio.sleep(0.1)
         os.kill(pool.workers()[0], signal.SIGKILL)
-        return (await waiting)[0]
+        return await waiting
 
-    with pool_at(unix) as pool:
-        assert pool.run(lambda: kill_then_call(pool)) == 4
+    assert pool.run(kill_then_wait)[0] == 4
 
 
 def test_a_task_over_its_deadline_is_stopped_and_its_worker_replaced(
-    place: tuple[str, str],
+    start_pool: StartPool,
 ) -> None:
-    with pool_at(*place, timeout=1) as pool:
-        worker = pool.call(tasks.sleep, 0)
-        (result, seconds) = pool.run(lambda: outcome(tasks.sleep, 20))
-        assert isinstance(result, client.DeadlineError)
-        assert result.status == 504
-        assert seconds < 1.3
-        assert pool.call(tasks.sleep, 0) != worker
+    pool = start_pool(timeout=1)
+    worker = pool.call(tasks.sleep, 0)
+    result, seconds = pool.run(lambda: outcome(tasks.sleep, 20))
+    assert isinstance(result, client.DeadlineError)
+    assert result.status == 504
+    assert seconds < 1.3
+    assert pool.call(tasks.sleep, 0) != worker
 
 
-def test_a_task_that_hangs_in_c_is_killed(unix: str) -> None:
-    with pool_at(unix, timeout=1) as pool:
-        worker = pool.call(tasks.sleep, 0)
-        result, seconds = pool.run(lambda: outcome(tasks.hang))
-        assert isinstance(result, client.DeadlineError)
-        assert seconds < 1.3
-        pool.timeout = 10
-        assert pool.call(tasks.sleep, 0) != worker
+@once
+def test_a_task_that_hangs_in_c_is_killed(start_pool: StartPool) -> None:
+    pool = start_pool(timeout=1)
+    worker = pool.call(tasks.sleep, 0)
+    result, seconds = pool.run(lambda: outcome(tasks.hang))
+    assert isinstance(result, client.DeadlineError)
+    assert seconds < 1.3
+    pool.timeout = 10
+    assert pool.call(tasks.sleep, 0) != worker
 
 
-def test_what_nobody_waits_for_is_not_started(place: tuple[str, str], tmp_path: Path) -> None:
-    async def cancelled() -> None:
+def test_what_nobody_waits_for_is_not_started(start_pool: StartPool, tmp_path: Path) -> None:
+    async def cancel_one() -> None:
         busy = later(tasks.sleep, 0.4)
         await asyncio.sleep(0.1)
         waiting = later(tasks.write, f"{tmp_path}/cancelled")
@@ -320,61 +356,66 @@ def test_what_nobody_waits_for_is_not_started(place: tuple[str, str], tmp_path: 
         assert isinstance((await busy)[0], int)
         assert (await outcome(tasks.write, f"{tmp_path}/wanted"))[0] is None
 
-    with pool_at(*place) as pool:
-        pool.run(cancelled)
-        assert (tmp_path / "wanted").exists()
-        assert not (tmp_path / "cancelled").exists()
+    start_pool().run(cancel_one)
+    assert (tmp_path / "wanted").exists()
+    assert not (tmp_path / "cancelled").exists()
 
 
-def test_what_expired_in_the_queue_is_not_started(unix: str, tmp_path: Path) -> None:
+@once
+def test_what_expired_in_the_queue_is_not_started(start_pool: StartPool, tmp_path: Path) -> None:
     path = f"{tmp_path}/expired"
-    with pool_at(unix) as pool:
-        sent = time.time()
-        headers = {"Compute-Sent": str(sent - 2), "Compute-Timeout": "1"}
-        status, answer = post(pool, "/write", {"path": path}, headers)
-        assert (status, answer) == (504, {"message": "not started: its deadline had passed"})
-        assert not Path(path).exists()
+    headers = {"Compute-Sent": str(time.time() - 2), "Compute-Timeout": "1"}
+    status, answer = post(start_pool(), "/write", {"path": path}, headers)
+    assert (status, answer) == (504, {"message": "not started: its deadline had passed"})
+    assert not Path(path).exists()
 
 
-def test_a_short_task_overtakes_a_long_one(place: tuple[str, str]) -> None:
-    async def mixed() -> tuple[list[Outcome], Outcome]:
+def test_a_short_task_overtakes_a_long_one(start_pool: StartPool) -> None:
+    async def mix() -> list[Outcome]:
         long = later(tasks.sleep, 1)
         await asyncio.sleep(0.1)
         short = [await outcome(primes, 10) for _ in range(20)]
-        return short, await long
+        assert not long.done()
+        await long
+        return short
 
-    with pool_at(*place, workers=2) as pool:
-        short, _ = pool.run(mixed)
-        assert [result for result, _ in short] == [4] * 20
-        assert max(seconds for _, seconds in short) < 0.2
+    short = start_pool(workers=2).run(mix)
+    assert [result for result, _ in short] == [4] * 20
+    assert max(seconds for _, seconds in short) < 0.2
 
 
-def test_workers_are_recycled_without_a_loss(unix: str) -> None:
+@once
+def test_workers_are_recycled_without_a_loss(start_pool: StartPool) -> None:
     async def hundred() -> list[Outcome]:
         return await asyncio.gather(*[outcome(tasks.sleep, 0.001) for _ in range(100)])
 
-    with pool_at(unix, workers=2, backlog=128, max_tasks=10) as pool:
-        pids = [result for result, _ in pool.run(hundred)]
-        assert all(isinstance(pid, int) for pid in pids), pids
-        assert max(pids.count(pid) for pid in pids) <= 10
+    results = [
+        result for result, _ in start_pool(workers=2, backlog=128, max_tasks=10).run(hundred)
+    ]
+    assert all(isinstance(pid, int) for pid in results), results
+    assert max(map(results.count, results)) <= 12
 
 
-def test_a_pool_that_stops_finishes_what_it_has_begun(place: tuple[str, str]) -> None:
-    async def stop(process: subprocess.Popen[bytes]) -> list[Outcome]:
+def test_a_pool_that_stops_finishes_what_it_has_begun(start_pool: StartPool) -> None:
+    pool = start_pool()
+
+    async def stop() -> list[Outcome]:
         begun = later(tasks.sleep, 0.5)
         await asyncio.sleep(0.1)
         waiting = later(primes, 10)
         await asyncio.sleep(0.1)
-        process.terminate()
+        pool.process.terminate()
         return [await begun, await waiting]
 
-    with pool_at(*place) as pool:
-        process = pool.process
-        assert process is not None
-        (begun, _), (waiting, _) = pool.run(lambda: stop(process))
-        assert isinstance(begun, int)
-        assert isinstance(waiting, client.PoolDownError)
-        assert process.wait(5) == 0
+    (begun, _), (waiting, _) = pool.run(stop)
+    assert isinstance(begun, int)
+    assert isinstance(waiting, client.PoolDownError)
+    assert pool.process.wait(5) == 0
+
+
+@once
+def test_tasks_step_back_behind_requests(start_pool: StartPool) -> None:
+    assert os.getpriority(os.PRIO_PROCESS, start_pool().workers()[0]) == 10
 
 
 def post(
@@ -391,10 +432,92 @@ def post(
         connection.close()
 
 
-def test_it_is_plain_http(unix: str) -> None:
-    with pool_at(unix) as pool:
-        assert post(pool, "/primes", {"limit": 1000}) == (200, {"result": 168})
-        assert post(pool, "/odds", {"limit": 1000})[0] == 404
-        status, answer = post(pool, "/primes", {"limit": "1000"})
-        assert (status, answer["message"]) == (400, "primes: '1000' does not fit limit: int")
-        assert post(pool, "/primes", [1000])[0] == 400
+@once
+def test_it_is_plain_http(start_pool: StartPool) -> None:
+    pool = start_pool()
+    assert post(pool, "/primes", {"limit": 1000}) == (200, {"result": 168})
+    assert post(pool, "/odds", {"limit": 1000})[0] == 404
+    status, answer = post(pool, "/primes", {"limit": "1000"})
+    assert (status, answer["message"]) == (400, "primes: '1000' does not fit limit: int")
+    assert post(pool, "/primes", [1000])[0] == 400
+
+
+# --- through the service
+
+
+def compute_workers(service: Service) -> list[int]:
+    return [worker for pool in children(service.process.pid) for worker in children(pool)]
+
+
+def in_background(service: Service, path: str, into: list[Response]) -> Thread:
+    thread = Thread(target=lambda: into.append(service.get(path)))
+    thread.start()
+    time.sleep(0.1)
+    return thread
+
+
+def test_serve_answers_refuses_and_counts(start: Callable[..., Service], loop: str) -> None:
+    service = start("serve", EVENT_LOOP=loop, COMPUTE_BACKLOG="1")
+    response = wait_for(lambda: (r := service.get("/primes/1000000")).status == 200 and r)
+    assert response.json() == {"limit": 1_000_000, "count": 78498}
+    done = service.total("compute_tasks_total", task="primes", outcome="ok")
+
+    (worker,) = compute_workers(service)
+    os.kill(worker, signal.SIGSTOP)
+    answers: list[Response] = []
+    waiting = [in_background(service, "/primes/10", answers) for _ in range(2)]
+    began = time.perf_counter()
+    refused = service.get("/primes/10")
+    assert time.perf_counter() - began < 0.05
+    assert refused.status == 503
+    assert refused.headers["Retry-After"] == "1"
+    assert refused.headers.get_content_type() == "application/problem+json"
+    assert service.get("/").status == 200
+    assert service.get("/readyz", admin=True).status == 200
+    os.kill(worker, signal.SIGCONT)
+    for thread in waiting:
+        thread.join()
+    assert [answer.status for answer in answers] == [200, 200]
+
+    assert service.total("compute_rejected_total") == 1
+    assert service.total("compute_tasks_total", task="primes", outcome="ok") == done + 2
+    assert service.total("compute_task_seconds_count", task="primes") == done + 2
+    assert service.total("compute_queue_seconds_count") == done + 2
+    assert service.total("compute_workers", state="live") == 1
+
+
+def test_serve_outlives_its_compute_pool(start: Callable[..., Service]) -> None:
+    service = start("web", COMPUTE_URL="unix:/nonexistent/compute.sock")
+    response = service.get("/primes/10")
+    assert response.status == 503
+    assert "Retry-After" in response.headers
+    assert service.get("/").status == 200
+    assert service.get("/readyz", admin=True).status == 200
+
+
+def test_serve_says_504_while_the_pool_says_nothing(start: Callable[..., Service]) -> None:
+    service = start("serve", COMPUTE_TIMEOUT="1")
+    (worker,) = wait_for(lambda: compute_workers(service))
+    wait_for(lambda: service.get("/primes/10").status == 200)
+    os.kill(worker, signal.SIGSTOP)
+    began = time.perf_counter()
+    assert service.get("/primes/10").status == 504
+    assert time.perf_counter() - began < 1.3
+
+
+def test_compute_answers_until_the_web_workers_have_drained(
+    start: Callable[..., Service],
+) -> None:
+    service = start("serve")
+    wait_for(lambda: service.get("/primes/10").status == 200)
+    (worker,) = compute_workers(service)
+    os.kill(worker, signal.SIGSTOP)
+    answers: list[Response] = []
+    waiting = in_background(service, "/primes/10", answers)
+    service.process.terminate()
+    time.sleep(0.5)
+    assert not answers
+    os.kill(worker, signal.SIGCONT)
+    waiting.join()
+    assert answers[0].status == 200
+    assert service.process.wait(10) == 0

@@ -4,11 +4,13 @@ A task is one HTTP request on a connection of its own. The pool's workers accept
 they are idle, and not before: the kernel's accept queue is the queue of tasks.
 """
 
+import asyncio
 import errno
 import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
@@ -23,8 +25,7 @@ from . import registry
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# A full TCP queue answers with silence, and the kernel asks it again after a whole second.
-CONNECT_TIMEOUT = 0.04
+PATIENCE = 0.03  # seconds for a TCP connection to be accepted by the kernel at the other end
 
 
 class ComputeError(Exception):
@@ -86,6 +87,30 @@ class _UnixConnector(aiohttp.UnixConnector):
         return (await self._loop.create_unix_connection(factory, sock=sock))[1]
 
 
+_patience: ContextVar[asyncio.Timeout] = ContextVar("patience")
+
+
+class _TcpSocket(socket.socket):
+    """Gives up when the other end stays silent.
+
+    That is how a full queue answers; the kernel would ask it again after a second. A plain timeout
+    would also expire where this loop was late to notice that it is connected.
+    """
+
+    def connect(self, address: Any) -> None:
+        patience = _patience.get()
+
+        def give_up() -> None:
+            try:
+                self.getpeername()
+            except OSError:
+                if self.fileno() >= 0:  # else it is done, and closed
+                    patience.reschedule(0)
+
+        asyncio.get_running_loop().call_later(PATIENCE, give_up)
+        super().connect(address)
+
+
 _session: aiohttp.ClientSession | None = None
 
 
@@ -94,13 +119,19 @@ async def compute_ctx(app: web.Application) -> AsyncIterator[None]:
     global _session
     settings = Settings.from_env()
     url = settings.compute_url or "http://COMPUTE_URL.is.not.set.invalid"
-    connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, force_close=True)
+    connector: aiohttp.BaseConnector
     if url.startswith("unix:"):
         connector = _UnixConnector(url.removeprefix("unix:"), limit=0, force_close=True)
         url = "http://compute"
-    timeout = aiohttp.ClientTimeout(total=settings.compute_timeout, sock_connect=CONNECT_TIMEOUT)
+    else:
+        connector = aiohttp.TCPConnector(
+            limit=0, force_close=True, socket_factory=lambda info: _TcpSocket(*info[:3])
+        )
     async with aiohttp.ClientSession(
-        url, connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout
+        url,
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=settings.compute_timeout),
     ) as session:
         outer, _session = _session, session
         yield
@@ -121,27 +152,28 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     name = called.name
     if _session is None:
         raise PoolDownError(f"{name}: no pool is open; add compute_ctx to app.cleanup_ctx")
-    seconds = str(_session.timeout.total)
-    headers = {"Compute-Sent": str(time.time()), "Compute-Timeout": seconds}
-    headers["X-Request-ID"] = request_id.get()
+    seconds = _session.timeout.total
+    headers = {
+        "Compute-Sent": str(time.time()),
+        "Compute-Timeout": str(seconds),
+        "X-Request-ID": request_id.get(),
+    }
     try:
-        async with _session.post(f"/{name}", data=body, headers=headers) as response:
-            status, answer = response.status, await response.json(content_type=None)
-    except aiohttp.ConnectionTimeoutError as error:
-        metrics.COMPUTE_REJECTED.inc()
-        raise QueueFullError(f"{name}: nobody took the task in time") from error
-    except TimeoutError as error:
-        raise DeadlineError(f"{name}: no result within {seconds} s") from error
-    except aiohttp.ClientConnectorError as error:
-        if error.errno != errno.EAGAIN:
-            raise PoolDownError(f"{name}: {error}") from error
-        metrics.COMPUTE_REJECTED.inc()
-        raise QueueFullError(f"{name}: the queue is full") from error
+        async with asyncio.timeout(None) as patience:
+            _patience.set(patience)
+            async with _session.post(f"/{name}", data=body, headers=headers) as response:
+                status, answer = response.status, await response.json(content_type=None)
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ValueError) as error:
         metrics.COMPUTE_TASKS.labels(name, "crashed").inc()
         raise WorkerDiedError(f"{name}: its worker died") from error
-    except aiohttp.ClientOSError as error:  # reset by the kernel: no worker had read the request
-        raise PoolDownError(f"{name}: the pool stopped before it began") from error
+    except OSError as error:  # a TimeoutError is one
+        if patience.expired() or error.errno == errno.EAGAIN:
+            metrics.COMPUTE_REJECTED.inc()
+            raise QueueFullError(f"{name}: the queue is full") from error
+        if isinstance(error, TimeoutError):
+            raise DeadlineError(f"{name}: no result within {seconds} s") from error
+        # nobody there; or reset by the kernel, before any worker had read the request
+        raise PoolDownError(f"{name}: {error}") from error
     match status:
         case 200:
             return answer["result"]  # type: ignore[no-any-return]

@@ -71,7 +71,6 @@ def application(timeout: float) -> WSGIApplication:
 
     def respond(environ: WSGIEnvironment) -> tuple[int, str]:
         now = time.time()
-        request_id.set(environ.get("HTTP_X_REQUEST_ID", ""))
         name = environ["PATH_INFO"].removeprefix("/")
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if name not in registry.tasks:
@@ -90,7 +89,9 @@ def application(timeout: float) -> WSGIApplication:
         return _run(task, arguments, min(deadline - now, timeout))
 
     def wsgi(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        token = request_id.set(environ.get("HTTP_X_REQUEST_ID", ""))
         status, answer = respond(environ)
+        request_id.reset(token)
         body = answer.encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         start_response(f"{status} {HTTPStatus(status).phrase}", headers)

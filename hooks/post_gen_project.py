@@ -33,6 +33,8 @@ with suppress(OSError):
 with suppress(OSError):
     first_commit()
 
-start = os.path.relpath(Path.cwd(), os.environ.get("PWD", ".."))
+project = Path.cwd()
+with suppress(ValueError):
+    project = project.relative_to(os.environ.get("PWD", ""))
 print(f"\n{ANSWERS['project_slug']} is ready. Next:\n")
-print(f"    cd {shlex.quote(start)}\n    make test\n    make run\n")
+print(f"    cd {shlex.quote(str(project))}\n    make test\n    make run\n")

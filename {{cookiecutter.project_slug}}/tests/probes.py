@@ -39,7 +39,7 @@ async def error(request: web.Request) -> web.Response:
 
 
 async def _note(app: web.Application) -> None:
-    with NOTES.open("a") as notes:
+    with NOTES.open("a") as notes:  # noqa: ASYNC230
         notes.write(f"cleanup {os.getpid()}\n")
 
 

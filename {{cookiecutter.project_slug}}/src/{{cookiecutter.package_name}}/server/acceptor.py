@@ -1,10 +1,14 @@
-"""Takes connections from a listening socket that all workers share.
+"""Takes connections from a listening socket that all workers share, so that each gets its share.
 
-A worker that accepts all that is there at one wake-up gets a whole burst of keep-alive connections
-([8,0,0,0] on four workers); SO_REUSEPORT spreads them, but sends half of them to a worker that is
-blocked. Here every worker watches the one socket and takes one connection a wake-up, so that a
-blocked worker takes none; and one that leads the least loaded stands back once, for STAND_BACK
-seconds, then takes the connection if nobody did.
+A worker that takes all that is there at one wake-up gets a whole burst of keep-alive connections,
+[8,0,0,0] on four workers. SO_REUSEPORT spreads them, but sends half of the new connections to a
+worker that is blocked. Here all workers watch the one socket, and each takes only so many that it
+leads the one with the fewest by 1 + a sixteenth of its own. One that would lead by more stands
+back for STAND_BACK seconds, then takes one; and if the one with the fewest has not moved in that
+time, say because it is blocked, twice as many the next time.
+
+Connections that come and go need no balance, and would pay dearly for it: what a worker has lost
+it replaces without a look at the others, as long as it lost one within REPLACE_WITHIN seconds.
 """
 
 import asyncio
@@ -13,34 +17,40 @@ import logging
 import socket
 from collections.abc import Callable
 
+from aiohttp.web_protocol import RequestHandler
+
 from .scoreboard import Scoreboard
 
 log = logging.getLogger(__name__)
 
-STAND_BACK = 0.005
-RETRY_AFTER = 1.0  # seconds to wait for file descriptors to come free
+STAND_BACK = 0.01
+REPLACE_WITHIN = 0.02
+RETRY_AFTER = 1.0  # seconds until there may be file descriptors again
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Acceptor:
-    """Accepts for one worker, and publishes how many connections it has."""
+    """Accepts for one worker, and shows the others how many connections it has."""
 
     def __init__(
         self,
         listener: socket.socket,
-        protocol: Callable[[], asyncio.Protocol],
-        connections: Callable[[], int],
+        make: Callable[[], RequestHandler],
         scoreboard: Scoreboard,
         row: int,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
-        self._protocol = protocol
-        self._connections = connections
+        self._make = make
         self._scoreboard = scoreboard
         self._row = row
+        self._open = 0
+        self._lost = 0  # closed, and not replaced yet
+        self._last_lost = 0.0
+        self._fewest = 0  # when this worker last stood back
+        self._helping = 1  # how many to take after standing back
         self._timer: asyncio.TimerHandle | None = None
-        self._opening: set[asyncio.Task[object]] = set()
+        self._opening: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         self._loop.add_reader(self._listener.fileno(), self._readable)
@@ -50,17 +60,25 @@ class Acceptor:
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._listener.fileno())
-        while self._accept():
-            pass
+        self._take(1 << 16)
         self._listener.close()
 
+    def closed(self) -> None:
+        """A connection was closed."""
+        self._open -= 1
+        self._lost += 1
+        self._last_lost = self._loop.time()
+        self._scoreboard.set_connections(self._row, self._open)
+
     def _readable(self) -> None:
-        mine = self._connections() + len(self._opening)
-        self._scoreboard.set_connections(self._row, mine)
-        if mine > self._scoreboard.fewest_connections() + 1 + mine // 16:
-            self._pause(STAND_BACK)
+        if self._loop.time() - self._last_lost > REPLACE_WITHIN:
+            self._lost = 0
+        self._fewest = self._scoreboard.fewest_connections()
+        room = max(self._fewest + 1 + self._open // 16 - self._open, self._lost)
+        if room > 0:
+            self._take(room)
         else:
-            self._accept()
+            self._pause(STAND_BACK)
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener.fileno())
@@ -68,28 +86,34 @@ class Acceptor:
 
     def _resume(self) -> None:
         self._timer = None
-        self._accept()
         self.start()
+        moved = self._scoreboard.fewest_connections() != self._fewest
+        self._helping = 1 if moved else self._helping * 2
+        self._take(self._helping)
 
-    def _accept(self) -> bool:
-        try:
-            connection, _ = self._listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return False  # another worker was quicker
-        except OSError as error:
-            if error.errno not in EXHAUSTED:
-                raise
-            log.error("cannot accept connections: %s; trying again in %g s", error, RETRY_AFTER)
-            self._pause(RETRY_AFTER)
-            return False
-        connection.setblocking(False)
-        task = self._loop.create_task(self._open(connection))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-        return True
+    def _take(self, most: int) -> None:
+        for _ in range(most):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                break  # another worker was quicker
+            except OSError as error:
+                if error.errno not in EXHAUSTED:
+                    raise
+                log.error("cannot accept connections (%s), again in %g s", error, RETRY_AFTER)
+                self._pause(RETRY_AFTER)
+                break
+            self._open += 1
+            self._lost = max(self._lost - 1, 0)
+            connection.setblocking(False)
+            task = self._loop.create_task(self._connect(connection))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        self._scoreboard.set_connections(self._row, self._open)
 
-    async def _open(self, connection: socket.socket) -> None:
+    async def _connect(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._protocol, connection)
+            await self._loop.connect_accepted_socket(self._make, connection)
         except OSError:  # gone again
             connection.close()
+            self.closed()

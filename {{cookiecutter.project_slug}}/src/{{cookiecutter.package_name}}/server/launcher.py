@@ -41,7 +41,7 @@ class Log(glogging.Logger):
 
     def setup(self, cfg: Any) -> None:
         self.error_log.propagate = True
-        self.error_log.setLevel(logging.INFO)
+        self.error_log.setLevel(logging.NOTSET)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,11 +127,18 @@ class WebWorker(Worker):
         self._server = server = self._runner.server
         server.request_handler = served.wrap(server.request_handler)
 
-        protocol: type[RequestHandler] = served.protocol
+        base: Any = served.protocol
+
+        class Connection(base):  # type: ignore[misc]
+            __slots__ = ()
+
+            def connection_lost(_, exc: BaseException | None) -> None:  # noqa: N805
+                self._acceptor.closed()
+                super().connection_lost(exc)
 
         def connect() -> RequestHandler:
             # made here, because Server drops every option when one of them is mistyped
-            return protocol(
+            return Connection(
                 server,
                 loop=self.loop,
                 keepalive_timeout=settings.keepalive,
@@ -142,9 +149,7 @@ class WebWorker(Worker):
 
         listeners: Any = self.sockets
         public, admin = (listener.sock for listener in listeners)
-        self._acceptor = Acceptor(
-            public, connect, lambda: len(server._connections), self.scoreboard, self.row
-        )
+        self._acceptor = Acceptor(public, connect, self.scoreboard, self.row)
         self._acceptor.start()
         await web.SockSite(self._admin, admin, backlog=settings.backlog).start()
         self.booted = True

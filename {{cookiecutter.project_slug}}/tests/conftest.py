@@ -138,7 +138,9 @@ class Service:
 
     def scrape(self) -> list[tuple[str, dict[str, str], float]]:
         """Every sample that /metrics shows: its name, its labels, its value."""
-        text = self.get("/metrics", admin=True).body.decode()
+        response = self.get("/metrics", admin=True)
+        text = response.body.decode()
+        assert response.status == 200, text
         samples = [SAMPLE.fullmatch(line) for line in text.splitlines() if line[0] != "#"]
         return [(s[1], dict(LABEL.findall(s[2] or "")), float(s[3])) for s in samples if s]
 

@@ -1,5 +1,6 @@
 """What every request meets around the Application: its id, its errors, its end while draining."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from http.client import responses
@@ -9,8 +10,7 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
 from .compute.client import ComputeError
-from .telemetry import logs
-from .telemetry.metrics import IN_PROGRESS
+from .telemetry import logs, metrics
 
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -26,7 +26,7 @@ def _problem(status: int, detail: str) -> str:
             "title": responses.get(status, "Error"),
             "status": status,
             "detail": detail,
-            "request_id": logs.request_id.get(),
+            "request_id": logs.current_id(),
         }
     )
 
@@ -43,15 +43,15 @@ class Protocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        if not logs.request_id.get():  # the request could not even be parsed
-            logs.request_id.set(logs.new_request_id())
+        if not logs.current_id():  # the request could not even be parsed
+            logs.current.set(logs.Record(logs.new_id()))
         # logs it, and raises where a part of the response is out already
         super().handle_error(request, status, exc, message)
         response = web.Response(
             status=status,
             text=_problem(status, message or responses.get(status, "Error")),
             content_type=PROBLEM,
-            headers={REQUEST_ID: logs.request_id.get()},
+            headers={REQUEST_ID: logs.current_id()},
         )
         response.force_close()
         return response
@@ -69,7 +69,7 @@ class Edge:
         self._closing = True
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        response.headers[REQUEST_ID] = logs.request_id.get()
+        response.headers[REQUEST_ID] = logs.current_id()
         if self._closing and response.status != 101:
             # force_close() alone comes too late here for the header to be written
             response.headers[hdrs.CONNECTION] = "close"
@@ -79,12 +79,13 @@ class Edge:
         async def handle(request: BaseRequest) -> web.StreamResponse:
             given = request.headers.get(REQUEST_ID)
             if given is None or not logs.WELL_FORMED_ID(given):
-                given = logs.new_request_id()
-            logs.request_id.set(given)
-            IN_PROGRESS.inc()
+                given = logs.new_id()
+            logs.current.set(logs.Record(given))
+            metrics.IN_PROGRESS.inc()
             try:
-                return await handler(request)
+                response = await handler(request)
             except web.HTTPException as error:
+                metrics.count(request, error.status)
                 if error.status >= 400 and error.content_type == "text/plain":
                     stock = error.text == f"{error.status}: {error.reason}"
                     detail = error.reason if stock else error.text
@@ -92,15 +93,35 @@ class Edge:
                     error.content_type = PROBLEM
                 raise
             except ComputeError as error:
-                response = web.Response(
-                    status=error.status,
-                    text=_problem(error.status, str(error)),
-                    content_type=PROBLEM,
-                )
-                if error.retry_after is not None:
-                    response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
+                metrics.count(request, error.status)
+                return _compute_problem(error)
+            except asyncio.CancelledError:
+                metrics.count(request, metrics.CLIENT_GONE)
+                metrics.finish(request, None)
+                raise
+            except Exception as error:
+                if isinstance(error, ConnectionError) and request.transport is None:
+                    metrics.count(request, metrics.CLIENT_GONE)
+                    return web.Response(status=metrics.CLIENT_GONE)  # for the log: nobody hears it
+                metrics.count(request, 504 if isinstance(error, TimeoutError) else 500)
+                if request.writer.output_size:  # the answer breaks off, and aiohttp is silent on it
+                    metrics.finish(request, None)
+                raise
+            else:
+                gone = request.transport is None
+                metrics.count(request, metrics.CLIENT_GONE if gone else response.status)
                 return response
             finally:
-                IN_PROGRESS.dec()
+                metrics.IN_PROGRESS.dec()
 
         return handle
+
+
+def _compute_problem(error: ComputeError) -> web.Response:
+    headers = {} if error.retry_after is None else {hdrs.RETRY_AFTER: str(error.retry_after)}
+    return web.Response(
+        status=error.status,
+        text=_problem(error.status, str(error)),
+        content_type=PROBLEM,
+        headers=headers,
+    )

@@ -19,7 +19,7 @@ from aiohttp.client_exceptions import UnixClientConnectorError
 
 from ..settings import Settings
 from ..telemetry import metrics
-from ..telemetry.logs import request_id
+from ..telemetry.logs import current_id
 from . import registry
 
 P = ParamSpec("P")
@@ -156,7 +156,7 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     headers = {
         "Compute-Sent": str(time.time()),
         "Compute-Timeout": str(seconds),
-        "X-Request-ID": request_id.get(),
+        "X-Request-ID": current_id(),
     }
     try:
         async with asyncio.timeout(None) as patience:

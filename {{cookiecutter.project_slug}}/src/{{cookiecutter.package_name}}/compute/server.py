@@ -15,7 +15,7 @@ from importlib import import_module
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from ..telemetry import metrics
-from ..telemetry.logs import request_id
+from ..telemetry.logs import Record, current
 from . import registry
 
 NICENESS = 10
@@ -89,9 +89,9 @@ def application(timeout: float) -> WSGIApplication:
         return _run(task, arguments, min(deadline - now, timeout))
 
     def wsgi(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        token = request_id.set(environ.get("HTTP_X_REQUEST_ID", ""))
+        token = current.set(Record(environ.get("HTTP_X_REQUEST_ID", "")))
         status, answer = respond(environ)
-        request_id.reset(token)
+        current.reset(token)
         body = answer.encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         start_response(f"{status} {HTTPStatus(status).phrase}", headers)

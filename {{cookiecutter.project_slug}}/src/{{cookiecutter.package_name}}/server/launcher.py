@@ -158,6 +158,8 @@ class Launcher(Arbiter):
         while self.WORKERS or self.companion_pid:
             self.reap_workers()
             time.sleep(0.01)
+        for number in self.SIGNALS:  # one more would kill the interpreter while it cleans up
+            signal.signal(number, signal.SIG_IGN)
 
     def close_listeners(self, *, unlink: bool = True) -> None:
         listeners: Any = self.LISTENERS

@@ -1,10 +1,14 @@
 """One scrape, whichever worker answers it: the sum over all processes."""
 
+import struct
+
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from . import slots
+
+ATTEMPTS = 5  # a file may be in the making, or go, while it is read
 
 
 def scrape(accept: str) -> tuple[bytes, str]:
@@ -12,8 +16,14 @@ def scrape(accept: str) -> tuple[bytes, str]:
 
     It reads every process's files: call it in a thread.
     """
-    slots.bury()
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # of PROMETHEUS_MULTIPROC_DIR, which slots.install() set
-    return encode(registry), content_type
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            slots.bury()
+            return encode(registry), content_type
+        except (OSError, ValueError, struct.error):
+            if attempt == ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")

@@ -4,6 +4,7 @@ Access lines are gathered and written a few at a time, at the latest after FLUSH
 A write has at most PIPE_BUF bytes: the kernel keeps such writes whole when workers share a pipe.
 """
 
+import asyncio
 import atexit
 import json
 import logging
@@ -13,17 +14,27 @@ import secrets
 import select
 import sys
 import time
-from asyncio import AbstractEventLoop
 from contextvars import ContextVar
 from itertools import count
 
-from aiohttp.web import StreamResponse
 from aiohttp.web_request import BaseRequest
 
 FLUSH_AFTER = 0.2
 WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}").fullmatch
 
-request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+class Record:
+    """The request that a task works for."""
+
+    __slots__ = ("id", "start", "status")
+
+    def __init__(self, request_id: str) -> None:
+        self.id = request_id
+        self.start = time.perf_counter()
+        self.status = 0  # not counted yet
+
+
+current: ContextVar[Record] = ContextVar("current")
 access_log = False
 
 _json = True
@@ -32,7 +43,13 @@ _ids = count(1)
 _id_prefix = ""
 
 
-def new_request_id() -> str:
+def current_id() -> str:
+    """The id of the request at work, or an empty text."""
+    record = current.get(None)
+    return record.id if record else ""
+
+
+def new_id() -> str:
     """A short id, unique over processes and restarts; much cheaper than a uuid4."""
     global _id_prefix
     if not _id_prefix:
@@ -63,8 +80,8 @@ class JSONFormatter(logging.Formatter):
             "message": record.getMessage(),
             "process": record.process,
         }
-        if current := request_id.get():
-            line["request_id"] = current
+        if request_id := current_id():
+            line["request_id"] = request_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -73,8 +90,8 @@ class JSONFormatter(logging.Formatter):
 class ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         flush()  # so that a handler's lines stay in order with the access lines
-        current = request_id.get()
-        return super().format(record) + (f" [{current}]" if current else "")
+        request_id = current_id()
+        return super().format(record) + (f" [{request_id}]" if request_id else "")
 
 
 def setup(level: str, log_format: str, *, access: bool) -> None:
@@ -95,27 +112,30 @@ def setup(level: str, log_format: str, *, access: bool) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def access(
-    loop: AbstractEventLoop, request: BaseRequest, response: StreamResponse, seconds: float
-) -> None:
-    """Write the access-log line of a finished request soon; `seconds` is what it took."""
+def access(request: BaseRequest, record: Record, seconds: float, size: int) -> None:
+    """Write the access-log line of a finished request soon.
+
+    Args:
+        seconds: what it took.
+        size: bytes of the response's body.
+    """
     now = _timestamp(time.time())
     if _json:
         _pending.append(
             f'{{"time":"{now}","level":"info","logger":"access","process":{os.getpid()},'
-            f'"request_id":"{request_id.get()}","method":{json.dumps(request.method)},'
-            f'"path":{json.dumps(request.rel_url.raw_path)},"status":{response.status},'
-            f'"duration_ms":{seconds * 1000:.3f},"bytes":{response.body_length},'
+            f'"request_id":"{record.id}","method":{json.dumps(request.method)},'
+            f'"path":{json.dumps(request.rel_url.raw_path)},"status":{record.status},'
+            f'"duration_ms":{seconds * 1000:.3f},"bytes":{size},'
             f'"remote":{json.dumps(request.remote)},'
             f'"user_agent":{json.dumps(request.headers.get("User-Agent", ""))}}}\n'
         )
     else:
         _pending.append(
             f"{now} {os.getpid()} {request.remote} {request.method} {request.rel_url.raw_path} "
-            f"{response.status} {seconds * 1000:.1f} ms [{request_id.get()}]\n"
+            f"{record.status} {seconds * 1000:.1f} ms [{record.id}]\n"
         )
     if len(_pending) == 1:
-        loop.call_later(FLUSH_AFTER, flush)
+        asyncio.get_running_loop().call_later(FLUSH_AFTER, flush)
 
 
 def flush() -> None:

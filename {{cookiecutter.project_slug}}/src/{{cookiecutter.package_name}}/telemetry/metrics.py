@@ -3,8 +3,8 @@
 Import it after slots.install(): a metric made before counts in this process alone.
 """
 
-from asyncio import get_running_loop
 from collections.abc import Callable
+from time import perf_counter
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractAccessLogger
@@ -61,36 +61,56 @@ COMPUTE_WORKER_EXITS = Counter(
 
 UNMATCHED = "unmatched"
 OTHER_METHOD = "other"
+CLIENT_GONE = 499  # as nginx has it
 
-_recorders: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
+_counts: dict[tuple[str, str, int], Callable[[], None]] = {}
+_observers: dict[tuple[str, str], Callable[[float], None]] = {}
 
 
-def route_of(request: BaseRequest) -> str:
-    """The pattern that matched, so that the number of label values stays that of the routes."""
+def _labels(request: BaseRequest) -> tuple[str, str]:
+    """Method and route; the number of their values stays that of the routes there are."""
+    method = request.method if request.method in hdrs.METH_ALL else OTHER_METHOD
     if isinstance(request, web.Request):  # a request that could not be parsed is none
         resource = request.match_info.route.resource
         if resource is not None:
-            return resource.canonical
-    return UNMATCHED
+            return method, resource.canonical
+    return method, UNMATCHED
+
+
+def count(request: BaseRequest, status: int) -> None:
+    """Count a request by the status that it gets.
+
+    Call it before the response is written: so a client that has an answer is counted, even when
+    the worker is killed in the very next moment.
+    """
+    logs.current.get().status = status
+    key = (*_labels(request), status)
+    try:
+        _counts[key]()
+    except KeyError:
+        _counts[key] = REQUESTS.labels(key[0], key[1], str(status)).inc
+        _counts[key]()
+
+
+def finish(request: BaseRequest, response: web.StreamResponse | None) -> None:
+    """Observe how long a request took and write its access-log line."""
+    record = logs.current.get()
+    seconds = perf_counter() - record.start
+    key = _labels(request)
+    try:
+        _observers[key](seconds)
+    except KeyError:
+        _observers[key] = REQUEST_SECONDS.labels(*key).observe
+        _observers[key](seconds)
+    if logs.access_log:
+        logs.access(request, record, seconds, response.body_length if response else 0)
 
 
 class Recorder(AbstractAccessLogger):
-    """Counts a request and writes its access-log line.
-
-    aiohttp calls it for every response it finished, those without a handler included, and has
-    measured the time already.
-    """
+    """aiohttp calls it for every response that it has written, those without a handler included."""
 
     def log(self, request: BaseRequest, response: web.StreamResponse, time: float) -> None:
-        method = request.method if request.method in hdrs.METH_ALL else OTHER_METHOD
-        key = (method, route_of(request), response.status)
-        try:
-            count, observe = _recorders[key]
-        except KeyError:
-            count = REQUESTS.labels(key[0], key[1], str(key[2])).inc
-            observe = REQUEST_SECONDS.labels(key[0], key[1]).observe
-            _recorders[key] = count, observe
-        count()
-        observe(time)
-        if logs.access_log:
-            logs.access(get_running_loop(), request, response, time)
+        if not logs.current.get().status:  # no handler, as the request could not be parsed
+            count(request, response.status)
+        # not `time`: uvloop's clock stands still while a request is handled without waiting
+        finish(request, response)

@@ -486,8 +486,9 @@ def test_serve_answers_refuses_and_counts(start: Callable[..., Service], loop: s
     assert service.total("compute_workers", state="live") == 1
 
 
-def test_serve_outlives_its_compute_pool(start: Callable[..., Service]) -> None:
-    service = start("web", COMPUTE_URL="unix:/nonexistent/compute.sock")
+@pytest.mark.parametrize("url", ["", "unix:/nonexistent/compute.sock"])
+def test_the_rest_is_well_without_a_pool(start: Callable[..., Service], url: str) -> None:
+    service = start("web", COMPUTE_URL=url)
     response = service.get("/primes/10")
     assert response.status == 503
     assert "Retry-After" in response.headers

@@ -118,8 +118,11 @@ async def compute_ctx(app: web.Application) -> AsyncIterator[None]:
     """For `app.cleanup_ctx`: while it is open, this process can run tasks."""
     global _session
     settings = Settings.from_env()
-    url = settings.compute_url or "http://COMPUTE_URL.is.not.set.invalid"
+    url = settings.compute_url
     connector: aiohttp.BaseConnector
+    if url is None:
+        yield
+        return
     if url.startswith("unix:"):
         connector = _UnixConnector(url.removeprefix("unix:"), limit=0, force_close=True)
         url = "http://compute"
@@ -151,7 +154,7 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     body = json.dumps(called.arguments(*args, **kwargs), allow_nan=False).encode()
     name = called.name
     if _session is None:
-        raise PoolDownError(f"{name}: no pool is open; add compute_ctx to app.cleanup_ctx")
+        raise PoolDownError(f"{name}: this process has no pool; set COMPUTE_URL")
     seconds = _session.timeout.total
     headers = {
         "Compute-Sent": str(time.time()),

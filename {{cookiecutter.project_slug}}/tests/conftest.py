@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,14 @@ class Response:
 class Service:
     """`python -m PACKAGE` with the given environment, on ports of its own."""
 
-    def __init__(self, folder: Path, code: Path, command: str, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        code: Path,
+        command: str,
+        env: dict[str, str],
+        through: Sequence[str] = (),
+    ) -> None:
         self.port, self.admin_port = free_port(), free_port()
         self.log = folder / f"service-{self.port}.log"
         self.notes = folder / f"notes-{self.port}"
@@ -94,7 +101,7 @@ class Service:
         self.env = {name: value for name, value in self.env.items() if value}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", PACKAGE, command],
+                [*through, sys.executable, "-m", PACKAGE, command],
                 env={"PATH": os.environ["PATH"], **self.env},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -206,8 +213,15 @@ def start(tmp_path: Path, code: Path) -> Iterator[Callable[..., Service]]:
     """start("serve", WEB_CONCURRENCY="3") runs a service until the end of the test."""
     started: list[Service] = []
 
-    def run(command: str = "web", /, code: Path = code, wait: bool = True, **env: str) -> Service:
-        service = Service(tmp_path, code, command, env)
+    def run(
+        command: str = "web",
+        /,
+        code: Path = code,
+        wait: bool = True,
+        through: Sequence[str] = (),
+        **env: str,
+    ) -> Service:
+        service = Service(tmp_path, code, command, env, through)
         started.append(service)
         if wait:
             service.wait_until_live()

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import time
 from collections import Counter
@@ -54,13 +55,15 @@ def test_recycling_under_load_loses_nothing(start: Start, loop: str) -> None:
 def test_reload_under_load_loses_nothing(start: Start, loop: str) -> None:
     service = start(EVENT_LOOP=loop, ACCESS_LOG="false")
 
+    def replace() -> None:
+        old = set(service.workers())
+        service.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: not old & set(service.workers()) and service.live() == 2)
+
     async def reload() -> list[Result]:
         load = asyncio.create_task(loads(service, 5))
         for _ in range(5):
-            old = set(service.workers())
-            service.process.send_signal(signal.SIGHUP)
-            while old & (now := set(service.workers())) or len(now) < 2:
-                await asyncio.sleep(0.05)
+            await asyncio.to_thread(replace)
         return await load
 
     answered = assert_all_answered(asyncio.run(reload()))
@@ -224,9 +227,9 @@ def test_bursts_are_shared_out(start: Start, loop: str) -> None:
         return max(workers.values()) / (connections / 4)
 
     for connections in (8, 64, 256):
-        shares = [asyncio.run(burst(connections)) for _ in range(5)]
-        # the median: on a busy machine, a worker may be kept from its share in one of them
-        assert sorted(shares)[2] <= 1.25, (connections, shares)
+        shares = [asyncio.run(burst(connections)) for _ in range(7)]
+        # the median: on a busy machine, a worker may be kept from its share in some of them
+        assert statistics.median(shares) <= 1.25, (connections, shares)
 
 
 def test_no_connection_waits_for_a_blocked_worker(start: Start, loop: str) -> None:

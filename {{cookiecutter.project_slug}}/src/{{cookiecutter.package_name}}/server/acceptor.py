@@ -4,8 +4,8 @@ A worker that takes all that is there at one wake-up gets a whole burst of keep-
 [8,0,0,0] on four workers. SO_REUSEPORT spreads them, but sends half of the new connections to a
 worker that is blocked. Here all workers watch the one socket, and each takes only so many that it
 leads the one with the fewest by 1 + a sixteenth of its own. One that would lead by more stands
-back for STAND_BACK seconds, then takes one; and if the one with the fewest has not moved in that
-time, say because it is blocked, twice as many the next time.
+back for STAND_BACK seconds. If the one with the fewest has not moved in that time, say because it
+is blocked, it takes one, and twice as many the next time.
 
 Connections that come and go need no balance, and would pay dearly for it: what a worker has lost
 it replaces without a look at the others, as long as it lost one within REPLACE_WITHIN seconds.
@@ -48,7 +48,7 @@ class Acceptor:
         self._lost = 0  # closed, and not replaced yet
         self._last_lost = 0.0
         self._fewest = 0  # when this worker last stood back
-        self._helping = 1  # how many to take after standing back
+        self._helping = 0  # how many to take after standing back
         self._timer: asyncio.TimerHandle | None = None
         self._opening: set[asyncio.Task[None]] = set()
 
@@ -87,9 +87,11 @@ class Acceptor:
     def _resume(self) -> None:
         self._timer = None
         self.start()
-        moved = self._scoreboard.fewest_connections() != self._fewest
-        self._helping = 1 if moved else self._helping * 2
-        self._take(self._helping)
+        if self._scoreboard.fewest_connections() == self._fewest:
+            self._helping = self._helping * 2 or 1
+            self._take(self._helping)
+        else:
+            self._helping = 0
 
     def _take(self, most: int) -> None:
         for _ in range(most):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 class SettingsError(Exception):
@@ -135,7 +135,7 @@ class Settings:
     compute_max_tasks: int = setting(1000, whole(0, 10**9))
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
         """Read and check every setting. An empty value counts as unset.
 
         Raises:

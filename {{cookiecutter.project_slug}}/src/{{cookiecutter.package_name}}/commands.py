@@ -1,0 +1,89 @@
+"""What the commands of `python -m PACKAGE` do."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from .server import limits
+from .settings import Settings, service
+from .telemetry import logs, slots
+
+SHARED_MEMORY = "/dev/shm"
+
+
+def report(settings: Settings, *, as_json: bool) -> None:
+    """Say what would run, and why."""
+    web, compute = limits.web_workers(settings), limits.compute_workers(settings)
+    found = {
+        "web_workers": web.number,
+        "web_workers_reason": web.reason,
+        "compute_workers": compute.number,
+        "compute_workers_reason": compute.reason,
+        "settings": settings.as_json(),
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"web workers: {web.number}, because {web.reason}")
+    print(f"compute workers: {compute.number}, because {compute.reason}")
+    print("settings:")
+    for name, value in settings.as_json().items():
+        print(f"  {name}={'' if value is None else value}")
+
+
+@contextmanager
+def runtime_folder(settings: Settings) -> Iterator[Path]:
+    """Where the processes keep their metrics and meet: a fresh folder, removed at the end.
+
+    Only inside of it may modules that make metrics be imported: they must find their slots.
+    """
+    logs.setup(settings.log_level, settings.log_format, access=settings.access_log)
+    given = settings.prometheus_multiproc_dir
+    try:
+        if given is None:
+            parent = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+            folder = Path(tempfile.mkdtemp(prefix=f"{__package__}-", dir=parent))
+        else:
+            folder = given
+            folder.mkdir(parents=True, exist_ok=True)
+        slots.install(folder)
+    except OSError as error:
+        print(
+            f"PROMETHEUS_MULTIPROC_DIR={given or ''}: no folder for metrics: {error}; "
+            "mount a tmpfs or an emptyDir for it, or on /tmp",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    try:
+        yield folder
+    finally:
+        if given is None:
+            slots.remove_if_last()
+
+
+def run(command: str, settings: Settings) -> NoReturn:
+    """Become the management process. Ends by SystemExit, in the workers that it forks too."""
+    with runtime_folder(settings) as folder:
+        if command == "serve" and settings.compute_url is None:
+            os.environ["COMPUTE_URL"] = f"unix:{folder}/compute.sock"
+            settings = Settings.from_env()
+
+        from .server.launcher import Launcher, Service
+        from .server.pools import compute_pool, web_pool
+        from .telemetry.metrics import INFO
+
+        INFO.labels(*service()).set(1)
+        web, compute = Service(web_pool, settings), Service(compute_pool, settings)
+        match command:
+            case "web":
+                Launcher(web).run()
+            case "compute":
+                Launcher(compute).run()
+            case _:
+                Launcher(web, companion=compute).run()
+    raise AssertionError("the arbiter does not return")

@@ -35,6 +35,7 @@ test: $(INSTALLED)  ## generate every supported combination and prove it
 	$(BIN)/pytest
 
 soak: $(INSTALLED)  ## the same behaviour under load, at full length
+	SOAK=1 $(BIN)/pytest tests/test_rolling.py tests/test_soak.py
 
 lint: $(INSTALLED)  ## check style, format and types
 	$(BIN)/ruff check

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self
@@ -168,6 +169,7 @@ class Settings:
         }
 
 
+@cache
 def service() -> tuple[str, str]:
     """The name and the version of the installed distribution that this package belongs to.
 

@@ -1,7 +1,8 @@
 """The two pools: what they listen on, what their workers load, how long they have.
 
-The application is imported in the workers only: so SIGHUP loads new code, and code that does not
-import takes no management process down.
+The libraries and the platform are imported here, before the fork, so that the workers share their
+memory. The application is imported in the workers only: so SIGHUP loads new code, and code that
+does not import takes no management process down.
 """
 
 import math
@@ -10,6 +11,8 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from .. import admin, middlewares
+from ..compute import server as compute
 from ..settings import Settings
 from ..telemetry import metrics
 from . import limits
@@ -24,9 +27,11 @@ def _address(host: str, port: int) -> str:
 
 def web_pool(settings: Settings) -> Pool:
     """Workers that serve the public port and the admin port."""
+    if settings.event_loop == "uvloop":
+        import uvloop  # noqa: F401
 
     def load() -> Callable[[Scoreboard], Awaitable[Served]]:
-        from .. import admin, app, middlewares
+        from .. import app
 
         async def build(scoreboard: Scoreboard) -> Served:
             application = await app.create_app()
@@ -66,20 +71,13 @@ def compute_pool(settings: Settings) -> Pool:
     """Stock sync workers: an idle one takes a connection, which is a task."""
 
     def load() -> Any:
-        from ..compute import server
-
-        return server.application(settings.compute_timeout)
+        return compute.application(settings.compute_timeout)
 
     def serving(worker: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         ready_for_signals()
         worker.scoreboard.set_state(worker.row, State.SERVING)
         os.kill(worker.ppid, signal.SIGCHLD)
-
-    def nice(arbiter: object, worker: object) -> None:
-        from ..compute import server
-
-        server.post_fork(arbiter, worker)
 
     url = settings.compute_url or _address(settings.host, settings.port)
     return Pool(
@@ -91,7 +89,7 @@ def compute_pool(settings: Settings) -> Pool:
             "max_requests": settings.compute_max_tasks,
             "max_requests_jitter": settings.compute_max_tasks // 5,
             "timeout": math.ceil(settings.compute_timeout) + 1,
-            "post_fork": nice,
+            "post_fork": compute.post_fork,
             "post_worker_init": serving,
         },
         load=load,

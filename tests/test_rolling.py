@@ -1,0 +1,161 @@
+"""Two instances of the service behind nginx, restarted in turn: no client notices."""
+
+import asyncio
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import require
+
+SOAK = bool(os.environ.get("SOAK"))
+RESTARTS = 10 if SOAK else 2
+TOLD_LATE = 2.0  # seconds from a change of readiness until the balancer knows
+LAME_DUCK = 4.0
+PORTS = 18310, 18320
+BALANCER = 18300
+
+NGINX = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+worker_processes 1;
+events {{ worker_connections 1024; }}
+http {{
+    access_log {folder}/access.log;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    upstream service {{
+        {servers}
+        keepalive 32;
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://service;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_next_upstream off;
+        }}
+    }}
+}}
+"""
+
+
+class Balancer:
+    """nginx, without retries, that learns of its upstreams what it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tell({*PORTS})
+        self.process = subprocess.Popen([require("nginx"), "-c", folder / "nginx.conf"])
+
+    def tell(self, ports: set[int]) -> None:
+        # max_fails=0: as a Service of Kubernetes, it has no opinion of its own on who is well
+        servers = "".join(f"server 127.0.0.1:{port} max_fails=0;\n" for port in sorted(ports))
+        text = NGINX.format(folder=self.folder, servers=servers, port=BALANCER)
+        (self.folder / "nginx.conf").write_text(text)
+
+    def reload(self) -> None:
+        self.process.send_signal(signal.SIGHUP)
+
+
+def ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port + 1, timeout=2)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
+    limit = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < limit, f"waited {seconds:g} s in vain"
+        time.sleep(0.02)
+
+
+@contextmanager
+def nginx(folder: Path) -> Iterator[Balancer]:
+    balancer = Balancer(folder)
+    try:
+        yield balancer
+    finally:
+        balancer.process.terminate()
+        balancer.process.wait()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_rolling_restarts_lose_nothing(
+    installed: Callable[..., Path], tmp_path: Path, loop: str
+) -> None:
+    project = installed()
+    log = (tmp_path / "service.log").open("wb")
+
+    def start(port: int) -> "subprocess.Popen[bytes]":
+        environment = {
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+            "ADMIN_PORT": str(port + 1),
+            "WEB_CONCURRENCY": "2",
+            "EVENT_LOOP": loop,
+            "LAME_DUCK": str(LAME_DUCK),
+            "ACCESS_LOG": "false",
+        }
+        command = [project / ".venv/bin/python", "-m", "my_service", "web"]
+        started = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        wait_for(lambda: ready(port))
+        return started
+
+    def restart_in_turn(balancer: Balancer) -> None:
+        for number in range(RESTARTS):
+            port = PORTS[number % 2]
+            instances[port].terminate()
+            wait_for(lambda port=port: not ready(port), 1)  # type: ignore[misc]
+            time.sleep(TOLD_LATE)
+            balancer.tell({*PORTS} - {port})
+            balancer.reload()
+            assert instances[port].wait(LAME_DUCK + 10) == 0
+            instances[port] = start(port)
+            time.sleep(TOLD_LATE)
+            balancer.tell({*PORTS})
+            balancer.reload()
+            time.sleep(0.5)
+
+    async def under_load(balancer: Balancer) -> Any:
+        sys.path.insert(0, str(project / "tests"))
+        load = import_module("load").Load(BALANCER, keep_alive=False)
+        sys.path.remove(str(project / "tests"))
+        load.start(8)
+        await asyncio.to_thread(restart_in_turn, balancer)
+        return await load.stop()
+
+    instances = {port: start(port) for port in PORTS}
+    try:
+        with nginx(tmp_path) as balancer:
+            wait_for(lambda: (tmp_path / "nginx.pid").exists())
+            time.sleep(0.5)
+            result = asyncio.run(under_load(balancer))
+    finally:
+        for instance in instances.values():
+            instance.kill()
+            instance.wait()
+        log.close()
+    assert not result.failures, (tmp_path / "error.log").read_text()[-2000:]
+    assert result.answers.keys() == {200}, (result.answers, (tmp_path / "error.log").read_text())
+    assert len(result.workers) == 2 * (2 + RESTARTS)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
@@ -35,6 +36,7 @@ class _Connection:
     def __init__(self, settings: JobSettings) -> None:
         self.settings = settings
         self.worker: Worker | None = None
+        self.tried = asyncio.Event()
         self.reopen = asyncio.Event()
 
     async def hold(self) -> None:
@@ -44,12 +46,14 @@ class _Connection:
                 async with Worker(self.settings, self.settings.redis_timeout) as self.worker:
                     log.info("connected to %s", self.settings.redis_url)
                     said = False
+                    self.tried.set()
                     await self.reopen.wait()
             except* (RedisError, OSError) as errors:
                 if not said:
                     log.error("no job queue at %s: %s", self.settings.redis_url, reason(errors))
                     said = True
             self.worker = None
+            self.tried.set()
             self.reopen.clear()
             await asyncio.sleep(RECONNECT)
 
@@ -79,6 +83,8 @@ async def jobs_ctx(app: web.Application) -> AsyncIterator[None]:
     logging.getLogger("coredis").setLevel(logging.CRITICAL)
     _connection = _Connection(JobSettings.from_env())
     holding = asyncio.create_task(_connection.hold())
+    with suppress(TimeoutError):
+        await asyncio.wait_for(_connection.tried.wait(), _connection.settings.redis_timeout)
     yield
     holding.cancel()
     await asyncio.wait([holding])

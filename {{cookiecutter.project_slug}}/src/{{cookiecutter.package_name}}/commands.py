@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -68,6 +69,8 @@ def runtime_folder(settings: Settings) -> Iterator[Path]:
 
 def run(command: str, settings: Settings) -> NoReturn:
     """Become the management process. Ends by SystemExit, in the workers that it forks too."""
+    # until the arbiter's handlers are in place: process 1 would not notice SIGTERM at all
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     with runtime_folder(settings) as folder:
         if command == "serve" and settings.compute_url is None:
             os.environ["COMPUTE_URL"] = f"unix:{folder}/compute.sock"

@@ -57,10 +57,10 @@ class Acceptor:
 
     def stop(self) -> None:
         """Take what is in the queue already, and nothing more."""
-        if self._timer is not None:
-            self._timer.cancel()
         self._loop.remove_reader(self._listener.fileno())
         self._take(1 << 16)
+        if self._timer is not None:
+            self._timer.cancel()
         self._listener.close()
 
     def closed(self) -> None:
@@ -85,7 +85,6 @@ class Acceptor:
         self._timer = self._loop.call_later(seconds, self._resume)
 
     def _resume(self) -> None:
-        self._timer = None
         self.start()
         if self._scoreboard.fewest_connections() == self._fewest:
             self._helping = self._helping * 2 or 1

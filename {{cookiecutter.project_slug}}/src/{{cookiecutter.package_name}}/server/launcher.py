@@ -26,7 +26,7 @@ from prometheus_client import Counter, Gauge
 
 from ..settings import Settings
 from . import limits
-from .scoreboard import Scoreboard, State
+from .scoreboard import HEARTBEAT, Scoreboard, State
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,8 @@ class Launcher(Arbiter):
         self.companion_pid = 0
         self.next_companion = 0.0
         self.parent = parent
+        # gunicorn's are the class's: a companion would find its parent's in them
+        vars(self).update(WORKERS={}, LISTENERS=[])
         super().__init__(app)
 
     # --- start and end
@@ -210,6 +212,7 @@ class Launcher(Arbiter):
     def pre_fork(arbiter: "Launcher", worker: Any) -> None:
         worker.scoreboard = arbiter.scoreboard
         worker.row = arbiter.scoreboard.lease()
+        worker.timeout = HEARTBEAT  # stock workers look this often whether their arbiter lives
         arbiter.lives[worker] = Life(worker.row, arbiter.generation)
 
     def spawn_worker(self) -> Any:
@@ -242,6 +245,7 @@ class Launcher(Arbiter):
         try:
             self.app.settings = importlib.reload(settings).Settings.from_env()
             self.app.reload()
+            self.setup(self.app)
         except Exception:
             log.exception("cannot reload, the old version goes on")
             return

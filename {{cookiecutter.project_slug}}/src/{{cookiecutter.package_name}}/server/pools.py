@@ -9,6 +9,7 @@ import math
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from typing import Any
 
 from .. import admin, middlewares
@@ -27,8 +28,7 @@ def _address(host: str, port: int) -> str:
 
 def web_pool(settings: Settings) -> Pool:
     """Workers that serve the public port and the admin port."""
-    if settings.event_loop == "uvloop":
-        import uvloop  # noqa: F401
+    import_module(settings.event_loop)
 
     def load() -> Callable[[Scoreboard], Awaitable[Served]]:
         from .. import app

@@ -8,6 +8,7 @@ import mmap
 from enum import IntEnum
 
 ROWS = 1024
+HEARTBEAT = 0.5  # seconds between two signs of life of a worker
 
 
 class State(IntEnum):

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
@@ -21,14 +22,13 @@ from gunicorn.workers.base import Worker
 
 from ..telemetry import metrics
 from .acceptor import Acceptor
-from .scoreboard import Scoreboard, State
+from .scoreboard import HEARTBEAT, Scoreboard, State
 
 if TYPE_CHECKING:
     from .launcher import Service
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT = 0.5  # seconds
 TICK = 0.1  # seconds between two looks while draining
 QUIET_TICKS = 10  # looks without a request until an idle keep-alive client counts as gone
 CLEANUP_SHARE = 0.2  # of GRACEFUL_TIMEOUT, kept for on_cleanup
@@ -61,16 +61,6 @@ class WebWorker(Worker):
     row: int  # on the scoreboard; the arbiter sets both before the fork
     scoreboard: Scoreboard
 
-    def init_process(self) -> None:
-        if self.app.settings.event_loop == "uvloop":
-            import uvloop
-
-            self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-        else:
-            self.loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(self.loop)
-        super().init_process()
-
     def init_signals(self) -> None:
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
@@ -81,13 +71,12 @@ class WebWorker(Worker):
 
     def run(self) -> None:
         self.booted = False
-        try:
-            self.loop.run_until_complete(self._live())
-        finally:
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.loop.close()
+        loop = import_module(self.app.settings.event_loop)
+        with asyncio.Runner(loop_factory=loop.new_event_loop) as runner:
+            runner.run(self._live())
 
     async def _live(self) -> None:
+        self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._quick = asyncio.Event()
         self.loop.add_signal_handler(signal.SIGTERM, self._stop.set)

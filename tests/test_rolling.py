@@ -4,11 +4,11 @@ import asyncio
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ SOAK = bool(os.environ.get("SOAK"))
 RESTARTS = 10 if SOAK else 2
 TOLD_LATE = 2.0  # seconds from a change of readiness until the balancer knows
 LAME_DUCK = 4.0
-PORTS = 18310, 18320
-BALANCER = 18300
 
 NGINX = """
 daemon off;
@@ -56,19 +54,33 @@ http {{
 class Balancer:
     """nginx, without retries, that learns of its upstreams what it is told."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, upstreams: set[int]) -> None:
         self.folder = folder
-        self.tell({*PORTS})
+        self.port = free_ports()
+        self.write(upstreams)
         self.process = subprocess.Popen([require("nginx"), "-c", folder / "nginx.conf"])
 
-    def tell(self, ports: set[int]) -> None:
+    def write(self, upstreams: set[int]) -> None:
         # max_fails=0: as a Service of Kubernetes, it has no opinion of its own on who is well
-        servers = "".join(f"server 127.0.0.1:{port} max_fails=0;\n" for port in sorted(ports))
-        text = NGINX.format(folder=self.folder, servers=servers, port=BALANCER)
+        servers = "".join(f"server 127.0.0.1:{port} max_fails=0;\n" for port in sorted(upstreams))
+        text = NGINX.format(folder=self.folder, servers=servers, port=self.port)
         (self.folder / "nginx.conf").write_text(text)
 
-    def reload(self) -> None:
+    def tell(self, upstreams: set[int]) -> None:
+        self.write(upstreams)
         self.process.send_signal(signal.SIGHUP)
+
+
+def free_ports() -> int:
+    """A free port whose successor is free too."""
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        port = int(one.getsockname()[1])
+        try:
+            two.bind(("127.0.0.1", port + 1))
+        except OSError:
+            return free_ports()
+        return port
 
 
 def ready(port: int) -> bool:
@@ -89,22 +101,13 @@ def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-@contextmanager
-def nginx(folder: Path) -> Iterator[Balancer]:
-    balancer = Balancer(folder)
-    try:
-        yield balancer
-    finally:
-        balancer.process.terminate()
-        balancer.process.wait()
-
-
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_rolling_restarts_lose_nothing(
     installed: Callable[..., Path], tmp_path: Path, loop: str
 ) -> None:
     project = installed()
+    first, second = free_ports(), free_ports()
     log = (tmp_path / "service.log").open("wb")
 
     def start(port: int) -> "subprocess.Popen[bytes]":
@@ -117,44 +120,45 @@ def test_rolling_restarts_lose_nothing(
             "LAME_DUCK": str(LAME_DUCK),
             "ACCESS_LOG": "false",
         }
-        command = [project / ".venv/bin/python", "-m", "my_service", "web"]
+        command: list[str | Path] = [project / ".venv/bin/python", "-m", "my_service", "web"]
         started = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         wait_for(lambda: ready(port))
         return started
 
-    def restart_in_turn(balancer: Balancer) -> None:
-        for number in range(RESTARTS):
-            port = PORTS[number % 2]
-            instances[port].terminate()
-            wait_for(lambda port=port: not ready(port), 1)  # type: ignore[misc]
-            time.sleep(TOLD_LATE)
-            balancer.tell({*PORTS} - {port})
-            balancer.reload()
-            assert instances[port].wait(LAME_DUCK + 10) == 0
-            instances[port] = start(port)
-            time.sleep(TOLD_LATE)
-            balancer.tell({*PORTS})
-            balancer.reload()
-            time.sleep(0.5)
+    def restart(port: int, other: int) -> None:
+        instances[port].terminate()
+        wait_for(lambda: not ready(port), 1)
+        time.sleep(TOLD_LATE)
+        balancer.tell({other})
+        assert instances[port].wait(LAME_DUCK + 10) == 0
+        instances[port] = start(port)
+        time.sleep(TOLD_LATE)
+        balancer.tell({port, other})
+        time.sleep(0.5)
 
-    async def under_load(balancer: Balancer) -> Any:
+    def restart_in_turn() -> None:
+        for _ in range(RESTARTS // 2):
+            restart(first, second)
+            restart(second, first)
+
+    async def under_load() -> Any:
         sys.path.insert(0, str(project / "tests"))
-        load = import_module("load").Load(BALANCER, keep_alive=False)
+        load = import_module("load").Load(balancer.port, keep_alive=False)
         sys.path.remove(str(project / "tests"))
         load.start(8)
-        await asyncio.to_thread(restart_in_turn, balancer)
+        await asyncio.to_thread(restart_in_turn)
         return await load.stop()
 
-    instances = {port: start(port) for port in PORTS}
+    instances = {port: start(port) for port in (first, second)}
+    balancer = Balancer(tmp_path, {first, second})
     try:
-        with nginx(tmp_path) as balancer:
-            wait_for(lambda: (tmp_path / "nginx.pid").exists())
-            time.sleep(0.5)
-            result = asyncio.run(under_load(balancer))
+        wait_for(lambda: (tmp_path / "nginx.pid").exists())
+        time.sleep(0.5)
+        result = asyncio.run(under_load())
     finally:
-        for instance in instances.values():
-            instance.kill()
-            instance.wait()
+        for process in (balancer.process, *instances.values()):
+            process.terminate()
+            process.wait(30)
         log.close()
     assert not result.failures, (tmp_path / "error.log").read_text()[-2000:]
     assert result.answers.keys() == {200}, (result.answers, (tmp_path / "error.log").read_text())

@@ -44,7 +44,7 @@ def keep_what_was_chosen() -> None:
 keep_what_was_chosen()
 
 # Where the answers left out every file of a folder, the folder goes too.
-for folder in (".github/workflows", "keda"):
+for folder in (".github/workflows", "k8s/keda"):
     with suppress(OSError):
         os.removedirs(folder)
 

@@ -269,6 +269,28 @@ def test_a_job_that_does_not_end_in_time_is_handed_over(
     assert lines(trace) == ["begin 0", "begin 0", "end 0"]
 
 
+def test_a_long_job_is_nobody_elses_while_its_worker_lives(
+    web: Service, worker: StartWorker, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    _ = worker(JOBS_TIMEOUT="30"), worker(JOBS_TIMEOUT="30")
+    job_id = enqueue(web, "work", trace=str(trace), number=0, seconds=2.5 * LOST_AFTER)
+    assert wait_for_end(web, job_id)["state"] == "done"
+    assert lines(trace) == ["begin 0", "end 0"]
+
+
+def test_a_worker_is_lost_with_its_pool(web: Service, worker: StartWorker, tmp_path: Path) -> None:
+    jobs, trace = worker(), tmp_path / "trace"
+    job_id = enqueue(web, "work", trace=str(trace), number=0, seconds=1)
+    wait_for(lambda: lines(trace))
+    (pool,) = jobs.workers()
+    os.kill(pool, signal.SIGKILL)
+    assert jobs.process.wait(10) == 1
+    assert jobs.says("the compute pool ended")
+    worker()
+    assert wait_for_end(web, job_id)["state"] == "done"
+
+
 def all_done(web: Service, trace: Path, ids: list[str], most_repeated: int) -> None:
     """Every job was done; those that began more than once are not too many."""
     wait_for(lambda: len({x for x in lines(trace) if x[0] == "e"}) == len(ids), 60 if SOAK else 30)
@@ -310,6 +332,19 @@ def test_no_job_is_lost_when_redis_restarts(
     assert all(service.get("/livez", admin=True).status == 200 for service in jobs)
     redis.start()
     all_done(web, trace, ids, most_repeated=len(jobs))
+
+
+def test_a_worker_finds_back_to_a_redis_that_fell_silent(
+    web: Service, worker: StartWorker, redis: Redis, tmp_path: Path
+) -> None:
+    jobs, trace = worker(), tmp_path / "trace"
+    ids = [enqueue(web, "work", trace=str(trace), number=n, seconds=0.5) for n in range(3)]
+    wait_for(lambda: lines(trace))
+    redis.process.send_signal(signal.SIGSTOP)
+    wait_for(lambda: not ready(jobs))
+    time.sleep(2 * LOST_AFTER)
+    redis.process.send_signal(signal.SIGCONT)
+    all_done(web, trace, ids, most_repeated=1)
 
 
 @pytest.mark.parametrize("how", ["gone", "silent"])

@@ -250,7 +250,7 @@ class Process:
 def run(settings: JobSettings) -> NoReturn:
     """Become a job worker."""
     logging.getLogger("coredis").setLevel(logging.CRITICAL)  # its errors are ours to tell, once
-    logging.getLogger("streaq").setLevel(logging.WARNING)
+    logging.getLogger("streaq").setLevel(logging.ERROR)
     INFO.labels(*service()).set(1)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     parent = os.getpid()

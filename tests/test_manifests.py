@@ -46,14 +46,14 @@ def project(request: pytest.FixtureRequest, bake: Bake) -> Path:
 
 
 def manifests(project: Path) -> dict[str, Manifest]:
-    """By kind, as `kubectl apply -f k8s/` reads them."""
-    found = [yaml.safe_load(path.read_text()) for path in sorted(project.glob("k8s/*.yaml"))]
-    return {manifest["kind"]: manifest for manifest in found if not is_part_of_jobs(manifest)}
+    """What makes the web service, by kind, as `kubectl apply -f k8s/` reads it."""
+    found = [yaml.safe_load(path.read_text()) for path in project.glob("k8s/*.yaml")]
+    return {each["kind"]: each for each in found if not is_part_of_jobs(each)}
 
 
 def is_part_of_jobs(manifest: Manifest) -> bool:
-    labels = manifest["metadata"]["labels"]
-    return bool(labels.get("app.kubernetes.io/component") == "jobs")
+    labels: dict[str, str] = manifest["metadata"]["labels"]
+    return labels.get("app.kubernetes.io/component") == "jobs"
 
 
 def rendered(project: Path, folder: str = ".") -> list[Manifest]:

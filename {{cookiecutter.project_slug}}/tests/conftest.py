@@ -186,7 +186,10 @@ class Service:
         return self.process.wait(timeout)
 
     def kill(self) -> None:
-        """End everything that is left of it."""
+        """End everything that is left of it, the folder included that it could not remove."""
+        with suppress(OSError, StopIteration):
+            if not self.env.get("PROMETHEUS_MULTIPROC_DIR"):
+                shutil.rmtree(self.folder())
         for pid in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

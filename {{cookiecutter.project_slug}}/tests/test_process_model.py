@@ -85,9 +85,10 @@ def test_reload_brings_new_code_and_keeps_the_old_where_the_new_is_broken(
         os.utime(views, (time.time() + 5, time.time() + 5))
         service.process.send_signal(signal.SIGHUP)
 
+    workers = set(service.workers())
     reload(old.replace('"service": SERVICE', '"service": "new code"'))
-    wait_for(lambda: service.get("/").json()["service"] == "new code")
-    wait_for(lambda: len(service.workers()) == 2)
+    wait_for(lambda: not workers & set(service.workers()) and service.live() == 2)
+    assert service.get("/").json()["service"] == "new code"
     workers = set(service.workers())
     reload("this is no Python")
     wait_for(lambda: service.says("2 in a row"))

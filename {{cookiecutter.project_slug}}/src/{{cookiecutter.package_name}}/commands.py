@@ -88,5 +88,6 @@ def run(command: str, settings: Settings) -> NoReturn:
             case "compute":
                 Launcher(compute).run()
             case _:
-                Launcher(web, companion=compute).run()
+                here = os.environ["COMPUTE_URL"].startswith("unix:")
+                Launcher(web, companion=compute if here else None).run()
     raise AssertionError("the arbiter does not return")

@@ -37,7 +37,7 @@ async def greet_body(request: web.Request) -> web.Response:
     return _greeting(body.get("name") if isinstance(body, dict) else None)
 
 
-@routes.get(r"/primes/{limit:\d{1,9}}")
+@routes.get(r"/primes/{limit:\d{1,7}}")
 async def count_primes(request: web.Request) -> web.Response:
     limit = int(request.match_info["limit"])
     return web.json_response({"limit": limit, "count": await compute.run(primes, limit)})

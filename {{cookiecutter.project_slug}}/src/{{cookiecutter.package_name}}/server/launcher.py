@@ -40,8 +40,7 @@ class Log(glogging.Logger):
     """gunicorn's own lines go where all others go."""
 
     def setup(self, cfg: Any) -> None:
-        self.error_log.propagate = True
-        self.error_log.setLevel(logging.NOTSET)
+        self.error_log = logging.getLogger("gunicorn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +312,7 @@ class Launcher(Arbiter):
                 return "out_of_memory", detail
         if life.leaving and detail in ("0", "SIGTERM"):
             return life.leaving, ""
-        if detail == "0" and self.cfg.max_requests:  # a stock worker recycles itself
+        if detail == "0":  # in good order and by itself, as stock workers do after max_requests
             return "recycled", ""
         return how, detail
 

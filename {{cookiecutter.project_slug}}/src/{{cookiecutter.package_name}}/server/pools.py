@@ -15,7 +15,7 @@ from typing import Any
 from .. import admin, middlewares
 from ..compute import server as compute
 from ..settings import Settings
-from ..telemetry import metrics
+from ..telemetry import metrics, slots
 from . import limits
 from .launcher import Pool
 from .scoreboard import Scoreboard, State
@@ -76,14 +76,17 @@ def compute_pool(settings: Settings) -> Pool:
     def serving(worker: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         ready_for_signals()
+        metrics.WORKER_INFO.labels(slots.label(), "compute").set(1)
         worker.scoreboard.set_state(worker.row, State.SERVING)
         os.kill(worker.ppid, signal.SIGCHLD)
 
-    url = settings.compute_url or _address(settings.host, settings.port)
+    url = settings.compute_url or ""
+    # http://… names the Service in front of the pool, not what a process can listen on
+    bind = url if url.startswith("unix:") else _address(settings.host, settings.port)
     return Pool(
         name="compute",
         options={
-            "bind": url.removeprefix("http://"),
+            "bind": bind,
             "worker_class": "sync",
             "backlog": settings.compute_backlog,
             "max_requests": settings.compute_max_tasks,

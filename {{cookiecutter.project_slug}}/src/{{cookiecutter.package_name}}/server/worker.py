@@ -20,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 from gunicorn.workers.base import Worker
 
-from ..telemetry import metrics
+from ..telemetry import loop, metrics
 from .acceptor import Acceptor
 from .scoreboard import HEARTBEAT, Scoreboard, State
 
@@ -141,6 +141,7 @@ class WebWorker(Worker):
         self._acceptor = Acceptor(public, connect, self.scoreboard, self.row)
         self._acceptor.start()
         await web.SockSite(self._admin, admin, backlog=settings.backlog).start()
+        self._watch = asyncio.ensure_future(loop.watch(lambda: len(server.connections)))
         self.booted = True
         metrics.WORKER_BOOTS.inc()
         self._tell(State.SERVING)
@@ -169,7 +170,8 @@ class WebWorker(Worker):
         whole_pool = self.scoreboard.shutting_down
         self._served.close_connections()
         if whole_pool and not self._quick.is_set():
-            # lame duck: still accepting, as the balancer has yet to hear of it
+            # still accepting, as the balancer has yet to hear of it
+            metrics.LAME_DUCK.set(1)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._quick.wait(), settings.lame_duck)
         self.scoreboard.set_state(self.row, State.DRAINING)
@@ -179,14 +181,21 @@ class WebWorker(Worker):
         if not whole_pool:  # the others answer probes and scrapes; else it is us, until the end
             for site in self._admin.sites:
                 await site.stop()
-        await self._runner.app.shutdown()
+        await self._until(end, "on_shutdown", self._runner.app.shutdown())
         await self._until_quiet(end - grace * CLEANUP_SHARE)
         await self._server.shutdown(STRAGGLERS)
-        try:
-            await asyncio.wait_for(self._runner.app.cleanup(), max(end - self.loop.time(), 0.1))
-        except TimeoutError:
-            log.error("on_cleanup did not end within GRACEFUL_TIMEOUT: leaving it")
+        await self._until(end, "on_cleanup", self._runner.app.cleanup())
         await self._admin.cleanup()
+        self._watch.cancel()
+
+    async def _until(self, end: float, name: str, step: Awaitable[None]) -> None:
+        """Whatever becomes of a step of the application's, the next ones are taken."""
+        try:
+            await asyncio.wait_for(step, max(end - self.loop.time(), 0.1))
+        except TimeoutError:
+            log.error("%s did not end within GRACEFUL_TIMEOUT: leaving it", name)
+        except Exception:
+            log.exception("%s failed", name)
 
     async def _until_quiet(self, limit: float) -> None:
         """Wait for the requests in flight, and for keep-alive clients to send their last one."""

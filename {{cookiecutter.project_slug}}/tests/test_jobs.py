@@ -291,6 +291,20 @@ def test_a_worker_is_lost_with_its_pool(web: Service, worker: StartWorker, tmp_p
     assert wait_for_end(web, job_id)["state"] == "done"
 
 
+def test_a_job_that_takes_its_worker_along_every_time_is_dead(
+    web: Service, worker: StartWorker, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    job_id = enqueue(web, "work", trace=str(trace), number=0, seconds=30)
+    for tries in (1, 2):
+        jobs = worker(JOBS_TRIES="2")
+        wait_for(lambda tries=tries: len(lines(trace)) == tries)  # type: ignore[misc]
+        jobs.kill()
+    worker(JOBS_TRIES="2")
+    assert "its worker was lost" in wait_for_end(web, job_id)["error"]
+    assert lines(trace) == ["begin 0"] * 2
+
+
 def all_done(web: Service, trace: Path, ids: list[str], most_repeated: int) -> None:
     """Every job was done; those that began more than once are not too many."""
     wait_for(lambda: len({x for x in lines(trace) if x[0] == "e"}) == len(ids), 60 if SOAK else 30)
@@ -345,6 +359,9 @@ def test_a_worker_finds_back_to_a_redis_that_fell_silent(
     time.sleep(2 * LOST_AFTER)
     redis.process.send_signal(signal.SIGCONT)
     all_done(web, trace, ids, most_repeated=1)
+    redis.process.send_signal(signal.SIGSTOP)
+    wait_for(lambda: not ready(jobs))
+    assert jobs.stop(timeout=10) == 0
 
 
 @pytest.mark.parametrize("how", ["gone", "silent"])
@@ -362,7 +379,7 @@ def test_the_service_is_well_without_redis(
         response = web.request(method, path)
         assert time.monotonic() - began < 0.6
         assert response.status == 503
-        assert "job queue" in response.json()["detail"]
+        assert "the job queue" in response.json()["detail"]
         assert "Retry-After" in response.headers
     assert web.get("/").status == 200
     wait_for(lambda: web.get("/primes/10").status == 200)

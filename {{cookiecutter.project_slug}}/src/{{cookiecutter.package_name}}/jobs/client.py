@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 class QueueDownError(web.HTTPServiceUnavailable):
     """Redis did not answer in time. Whether the job is there nobody knows, where it timed out."""
 
-    def __init__(self, why: object) -> None:
-        super().__init__(text=f"the job queue: {why}", headers={hdrs.RETRY_AFTER: "5"})
+    def __init__(self, why: str) -> None:
+        super().__init__(text=f"the job queue {why}", headers={hdrs.RETRY_AFTER: "5"})
 
 
 class _Connection:
@@ -59,18 +59,17 @@ class _Connection:
 
     async def use(self, what: Callable[[Worker], Awaitable[R]]) -> R:
         if self.worker is None:
-            raise QueueDownError("not connected to Redis")
+            raise QueueDownError("is not connected")
         try:
             async with asyncio.timeout(self.settings.redis_timeout):
                 return await what(self.worker)
         except TimeoutError:
-            raise QueueDownError(
-                f"no answer of Redis within {self.settings.redis_timeout:g} s"
-            ) from None
+            raise QueueDownError(f"did not answer within {self.settings.redis_timeout:g} s") from None
         except (RedisError, OSError) as error:
+            log.error("the job queue: %s", error)  # with addresses, which are not for clients
             if isinstance(error, ResponseError):  # such as a Redis that has lost its memory
                 self.reopen.set()
-            raise QueueDownError(error) from error
+            raise QueueDownError("failed") from error
 
 
 _connection: _Connection | None = None
@@ -79,8 +78,7 @@ _connection: _Connection | None = None
 async def jobs_ctx(app: web.Application) -> AsyncIterator[None]:
     """For `app.cleanup_ctx`: while it is open, this process can enqueue jobs."""
     global _connection
-    # its errors are ours to tell, once
-    logging.getLogger("coredis").setLevel(logging.CRITICAL)
+    logging.getLogger("coredis").setLevel(logging.CRITICAL)  # its errors are ours to tell, once
     _connection = _Connection(JobSettings.from_env())
     holding = asyncio.create_task(_connection.hold())
     with suppress(TimeoutError):
@@ -93,7 +91,7 @@ async def jobs_ctx(app: web.Application) -> AsyncIterator[None]:
 
 def _open() -> _Connection:
     if _connection is None:
-        raise QueueDownError("not open; add jobs_ctx to app.cleanup_ctx")
+        raise QueueDownError("is not open; add jobs_ctx to app.cleanup_ctx")
     return _connection
 
 

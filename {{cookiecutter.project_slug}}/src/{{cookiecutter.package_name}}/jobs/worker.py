@@ -17,7 +17,6 @@ from datetime import timedelta
 from importlib import import_module
 from typing import NoReturn
 
-import uvloop
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from anyio import CancelScope, current_time
@@ -81,7 +80,7 @@ class Consumer(Worker):
                 log.info("%s %s was done before", name, job_id)
                 metrics.OUTCOMES.labels(name, "repeated").inc()
             elif tries > self.settings.jobs_tries:
-                await self.bury(job_id, name, arguments, "its worker died, every time")
+                await self.bury(job_id, name, arguments, "its worker was lost, every time")
             else:
                 await self.run(job_id, name, arguments, tries)
         except (RedisError, OSError) as error:
@@ -182,7 +181,12 @@ class Process:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         runner = web.AppRunner(self.admin(), access_log=None, shutdown_timeout=1)
         await runner.setup()
-        await web.TCPSite(runner, self.settings.admin_host, self.settings.admin_port).start()
+        host, port = self.settings.admin_host, self.settings.admin_port
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            log.error("cannot listen on ADMIN_HOST=%s, ADMIN_PORT=%d: %s", host, port, error)
+            return 1
         pool = asyncio.create_task(asyncio.to_thread(os.waitpid, self.pool, 0))
         pool.add_done_callback(lambda _: self.stop.set())
         consumer = asyncio.create_task(self.consume())
@@ -190,11 +194,11 @@ class Process:
         crashed = pool.done()
         if crashed:
             log.error("the compute pool ended: leaving too")
+        # longer only where Redis does not answer; then it is left where it stands
         await asyncio.wait({consumer}, timeout=self.settings.graceful_timeout + 1)
-        consumer.cancel()
         if not crashed:
             os.kill(self.pool, signal.SIGQUIT)  # nobody waits for what it may still be doing
-        await asyncio.wait({consumer, pool})
+        await asyncio.wait({pool})
         await runner.cleanup()
         return int(crashed)
 
@@ -258,6 +262,5 @@ def run(settings: JobSettings) -> NoReturn:
     if pool == 0:
         Launcher(Service(compute_pool, settings), parent=parent).run()
     import_module("..tasks", __package__)
-    factory = uvloop.new_event_loop if settings.event_loop == "uvloop" else asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        sys.exit(runner.run(Process(settings, pool).live()))
+    loop = import_module(settings.event_loop).new_event_loop()
+    sys.exit(loop.run_until_complete(Process(settings, pool).live()))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -31,6 +32,14 @@ async def block(request: web.Request) -> web.Response:
 async def leave(request: web.Request) -> web.Response:
     """End the process as a crash in C code does."""
     os._exit(int(request.match_info["code"]))
+
+
+@routes.get("/probe/orphan")
+async def orphan(request: web.Request) -> web.Response:
+    """Leave a process behind whose parent ends before it does."""
+    shell = await asyncio.create_subprocess_shell("sleep 0.3 & echo $!", stdout=subprocess.PIPE)
+    await shell.wait()
+    return web.json_response({})
 
 
 @routes.get("/probe/error")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import PACKAGE, SOAK, Service, copy_code, running, wait_for
+from conftest import PACKAGE, SOAK, Service, children, copy_code, running, wait_for
 from load import Load, Result
 
 Start = Callable[..., Service]
@@ -290,6 +290,20 @@ def test_the_end_leaves_nothing_behind(
     assert service.process.wait(10) == 0
     assert not [pid for pid in processes if running(pid)]
     assert not folder.exists()
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare"
+)
+def test_as_process_1_it_reaps_orphans_and_hears_sigterm(start: Start) -> None:
+    service = start(through=["unshare", "--pid", "--fork"])
+    (arbiter,) = children(service.process.pid)
+    assert len(children(arbiter)) == 2
+    service.get("/probe/orphan")
+    wait_for(lambda: len(children(arbiter)) == 3)
+    wait_for(lambda: len(children(arbiter)) == 2)
+    os.kill(arbiter, signal.SIGTERM)
+    assert service.process.wait(10) == 0
 
 
 @pytest.mark.parametrize("command", ["web", "serve"])

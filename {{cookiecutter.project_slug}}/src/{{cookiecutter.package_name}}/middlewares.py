@@ -8,13 +8,15 @@ from http.client import responses
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
+from multidict import istr
 
 from .compute.client import ComputeError
-from .telemetry import logs, metrics
+from .telemetry import logs, metrics, values
 
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
-REQUEST_ID = "X-Request-ID"
+REQUEST_ID = istr("X-Request-ID")
+TRACEPARENT = istr("traceparent")
 PROBLEM = "application/problem+json"
 
 
@@ -76,12 +78,15 @@ class Edge:
             response.force_close()
 
     def wrap(self, handler: Handler) -> Handler:
+        cells, index = values.place("http_requests_in_progress")
+
         async def handle(request: BaseRequest) -> web.StreamResponse:
-            given = request.headers.get(REQUEST_ID)
+            headers = request.headers
+            given = headers.get(REQUEST_ID)
             if given is None or not logs.WELL_FORMED_ID(given):
                 given = logs.new_id()
-            logs.current.set(logs.Record(given))
-            metrics.IN_PROGRESS.inc()
+            logs.current.set(logs.Record(given, headers.get(TRACEPARENT)))
+            cells[index] += 1
             try:
                 response = await handler(request)
             except web.HTTPException as error:
@@ -112,7 +117,7 @@ class Edge:
                 metrics.count(request, metrics.CLIENT_GONE if gone else response.status)
                 return response
             finally:
-                metrics.IN_PROGRESS.dec()
+                cells[index] -= 1
 
         return handle
 

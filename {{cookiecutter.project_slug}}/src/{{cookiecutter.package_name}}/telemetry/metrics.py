@@ -3,15 +3,17 @@
 Import it after slots.install(): a metric made before counts in this process alone.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left
 from time import perf_counter
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.web_request import BaseRequest
+from aiohttp.web_urldispatcher import AbstractRoute, UrlMappingMatchInfo
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.utils import floatToGoString
 
-from . import logs
+from . import logs, values
 
 REQUESTS = Counter("http_requests", "Requests answered.", ["method", "route", "status"])
 REQUEST_SECONDS = Histogram(
@@ -21,6 +23,11 @@ REQUEST_SECONDS = Histogram(
 )
 IN_PROGRESS = Gauge(
     "http_requests_in_progress", "Requests being handled.", multiprocess_mode="livesum"
+)
+LAME_DUCK = Gauge(
+    "lame_duck",
+    "1 while the service still serves but is about to end.",
+    multiprocess_mode="livemax",
 )
 INFO = Gauge(
     "service_info",
@@ -37,6 +44,34 @@ WORKER_EXITS = Counter(
     "worker_exits",
     "Web workers that ended, by reason; detail is the signal or the exit code.",
     ["reason", "detail"],
+)
+
+WORKER_INFO = Gauge(
+    "worker_info",
+    "1, labelled with a slot and what the process in it does.",
+    ["worker", "role"],
+    multiprocess_mode="livemax",
+)
+CONNECTIONS = Gauge(
+    "worker_connections", "Open connections.", ["worker"], multiprocess_mode="livemax"
+)
+LOOP_LAG = Gauge(
+    "event_loop_lag_seconds",
+    "The longest that the event loop was late within the last half a minute to minute.",
+    ["worker"],
+    multiprocess_mode="livemax",
+)
+LOOP_SEEN = Gauge(
+    "event_loop_last_turn_timestamp_seconds",
+    "When the event loop last came round, as Unix time: long ago while it is blocked.",
+    ["worker"],
+    multiprocess_mode="livemax",
+)
+LOOP_BUSY = Counter(
+    "event_loop_busy_seconds", "Time that the event loop was at work or blocked.", ["worker"]
+)
+GC_RUNS = Counter(
+    "worker_gc_collections", "Runs of the garbage collector.", ["worker", "generation"]
 )
 
 COMPUTE_TASKS = Counter("compute_tasks", "Tasks run, by how they ended.", ["task", "outcome"])
@@ -63,18 +98,63 @@ UNMATCHED = "unmatched"
 OTHER_METHOD = "other"
 CLIENT_GONE = 499  # as nginx has it
 
-_counts: dict[tuple[str, str, int], Callable[[], None]] = {}
-_observers: dict[tuple[str, str], Callable[[float], None]] = {}
+
+BOUNDS = Histogram.DEFAULT_BUCKETS
 
 
-def _labels(request: BaseRequest) -> tuple[str, str]:
-    """Method and route; the number of their values stays that of the routes there are."""
-    method = request.method if request.method in hdrs.METH_ALL else OTHER_METHOD
-    if isinstance(request, web.Request):  # a request that could not be parsed is none
-        resource = request.match_info.route.resource
-        if resource is not None:
-            return method, resource.canonical
-    return method, UNMATCHED
+class Series:
+    """The numbers of one method and route: where they are, so that adding to them is cheap."""
+
+    __slots__ = ("_buckets", "_labels", "_statuses", "_sum")
+
+    def __init__(self, method: str, route: str) -> None:
+        REQUEST_SECONDS.labels(method, route)
+        name = "http_request_duration_seconds"
+        self._labels = method, route
+        self._statuses: dict[int, tuple[memoryview[float], int]] = {}
+        self._sum = values.place(f"{name}_sum", method, route)
+        self._buckets = [
+            values.place(f"{name}_bucket", method, route, floatToGoString(bound))
+            for bound in BOUNDS
+        ]
+
+    def count(self, status: int) -> None:
+        try:
+            cells, index = self._statuses[status]
+        except KeyError:
+            labels = *self._labels, str(status)
+            REQUESTS.labels(*labels)
+            cells, index = self._statuses[status] = values.place("http_requests_total", *labels)
+        cells[index] += 1
+
+    def observe(self, seconds: float) -> None:
+        cells, index = self._buckets[bisect_left(BOUNDS, seconds)]
+        cells[index] += 1
+        cells, index = self._sum
+        cells[index] += seconds
+
+
+_by_route: dict[tuple[str, AbstractRoute], Series] = {}
+_unmatched: dict[str, Series] = {}
+
+
+def _series(request: BaseRequest) -> Series:
+    """Those of a request: as many as there are routes and methods, whatever clients ask for."""
+    method = request.method
+    match: UrlMappingMatchInfo | None = getattr(request, "_match_info", None)
+    route = None if match is None else match.route  # a request that could not be parsed has none
+    if route is not None and (known := _by_route.get((method, route))):
+        return known
+    if method not in hdrs.METH_ALL:
+        method = OTHER_METHOD
+    if route is None or route.resource is None:
+        if method not in _unmatched:
+            _unmatched[method] = Series(method, UNMATCHED)
+        return _unmatched[method]
+    series = Series(method, route.resource.canonical)
+    if method != OTHER_METHOD:
+        _by_route[method, route] = series
+    return series
 
 
 def count(request: BaseRequest, status: int) -> None:
@@ -83,25 +163,17 @@ def count(request: BaseRequest, status: int) -> None:
     Call it before the response is written: so a client that has an answer is counted, even when
     the worker is killed in the very next moment.
     """
-    logs.current.get().status = status
-    key = (*_labels(request), status)
-    try:
-        _counts[key]()
-    except KeyError:
-        _counts[key] = REQUESTS.labels(key[0], key[1], str(status)).inc
-        _counts[key]()
+    record = logs.current.get()
+    record.status = status
+    record.series = series = _series(request)
+    series.count(status)
 
 
 def finish(request: BaseRequest, response: web.StreamResponse | None) -> None:
     """Observe how long a request took and write its access-log line."""
     record = logs.current.get()
     seconds = perf_counter() - record.start
-    key = _labels(request)
-    try:
-        _observers[key](seconds)
-    except KeyError:
-        _observers[key] = REQUEST_SECONDS.labels(*key).observe
-        _observers[key](seconds)
+    record.series.observe(seconds)
     if logs.access_log:
         logs.access(request, record, seconds, response.body_length if response else 0)
 

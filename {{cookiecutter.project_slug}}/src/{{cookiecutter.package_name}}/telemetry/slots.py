@@ -9,21 +9,31 @@ descriptor of the file would drop it too, therefore the file is opened once and 
 
 import errno
 import fcntl
+import logging
+import mmap
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import struct
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from prometheus_client import values
-from prometheus_client.multiprocess import mark_process_dead
+
+log = logging.getLogger(__name__)
 
 LOCK_FILE = "slots.lock"
 MAX_SLOTS = 4096
+COUNTS, GAUGES = "counts", "gauges"  # a slot's files: what outlives its holder, and what does not
+KEYS, CELLS = ".keys", ".cells"
+FILE = re.compile(rf"({COUNTS}|{GAUGES})_(\d+)({KEYS}|{CELLS})").fullmatch
 
-_folder: Path | None = None
+_folder = Path()
 _lock_fd = -1
 _slot: int | None = None
+_lost = mmap.mmap(-1, 1)  # shared with all forks: whether a process counts where no scrape sees it
 
 
 def _forget() -> None:
@@ -67,50 +77,93 @@ def install(folder: Path) -> None:
     Raises:
         OSError: when the folder cannot be written.
     """
+    from .values import Value  # which needs this module
+
     global _folder, _lock_fd
     _lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     _folder = folder
     with _gate():
         if _lock(0, MAX_SLOTS):
-            for file in folder.glob("*_*.db"):
-                file.unlink()
+            for file in folder.iterdir():
+                if FILE(file.name):
+                    file.unlink()
             _unlock(0, MAX_SLOTS)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
     # every metric looks this class up when it is made
-    values.ValueClass = values.MultiProcessValue(slot)
+    values.ValueClass = Value
+
+
+def folder() -> Path:
+    """Where this process counts."""
+    return _folder
 
 
 def slot() -> int:
     """This process's slot, leased at the first call.
 
     Raises:
-        RuntimeError: when all slots are taken.
+        OSError: when there are no slots, or all are taken.
     """
     global _slot
     if _slot is None:
         with _gate():
             _slot = next((k for k in range(MAX_SLOTS) if _lock(k)), None)
-        if _slot is None:
-            raise RuntimeError(f"more than {MAX_SLOTS} processes count in {_folder}")
-        mark_process_dead(_slot, str(_folder))  # what the slot's last holder showed of itself
+            if _slot is None:
+                raise OSError(errno.EUSERS, f"more than {MAX_SLOTS} processes count", str(_folder))
+            for suffix in (KEYS, CELLS):  # what the slot's last holder showed of itself
+                (_folder / f"{GAUGES}_{_slot}{suffix}").unlink(missing_ok=True)
     return _slot
 
 
-def bury() -> None:
-    """Remove what the dead show of themselves: the live gauges of slots that nobody holds."""
-    assert _folder is not None
-    shown = {int(file.stem.rpartition("_")[2]) for file in _folder.glob("gauge_live*_*.db")}
+def label() -> str:
+    """This process as the value of a label: its slot, as a PID would be a new series every time."""
+    try:
+        return str(slot())
+    except OSError:
+        return "none"
+
+
+def held(slots: Iterable[int]) -> dict[int, int]:
+    """Which of these slots living processes hold, and their PIDs (0 for one out of sight)."""
     with _gate():
-        for k in shown - {_slot}:
-            if _lock(k):
-                mark_process_dead(k, str(_folder))
+        found = {}
+        for k in slots:
+            if k == _slot:
+                found[k] = os.getpid()
+            elif _lock(k):
                 _unlock(k)
+            else:
+                found[k] = _holder(k)
+        return found
+
+
+def _holder(k: int) -> int:
+    if sys.platform != "linux":
+        return 0
+    lock = "hhqqi0q"  # struct flock; the kernel answers with 0 for a process of another container
+    asked = struct.pack(lock, fcntl.F_WRLCK, os.SEEK_SET, k, 1, 0)
+    return int(struct.unpack(lock, fcntl.fcntl(_lock_fd, fcntl.F_GETLK, asked))[4])
+
+
+def lose(error: OSError) -> None:
+    """Say once, whichever process is the first to find out, that metrics cannot be kept."""
+    if not _lost[0]:
+        _lost[0] = 1
+        log.error(
+            "metrics are incomplete from now on, requests are not affected: %s; "
+            "PROMETHEUS_MULTIPROC_DIR must have room, and stay; restart when it does",
+            error,
+        )
+
+
+def losing() -> bool:
+    """Whether any process has counts that a scrape does not show."""
+    return bool(_lost[0])
 
 
 def remove_if_last() -> None:
     """Leave, and remove the folder if nobody else counts in it."""
     global _slot
-    assert _folder is not None
     with _gate():
         if _slot is not None:
             _unlock(_slot)

@@ -32,7 +32,8 @@ FAST = {
 
 Start = Callable[..., Service]
 
-pytestmark = pytest.mark.timeout(600 if SOAK else 60)
+pytestmark = pytest.mark.timeout(900 if SOAK else 60)
+at_length = pytest.mark.skipif(not SOAK, reason="takes its time: SOAK=1")
 
 
 class Redis:
@@ -291,6 +292,7 @@ def test_a_worker_is_lost_with_its_pool(web: Service, worker: StartWorker, tmp_p
     assert wait_for_end(web, job_id)["state"] == "done"
 
 
+@at_length
 def test_a_job_that_takes_its_worker_along_every_time_is_dead(
     web: Service, worker: StartWorker, tmp_path: Path
 ) -> None:
@@ -319,20 +321,21 @@ def test_no_job_is_lost_when_workers_are_killed_every_second(
     web: Service, worker: StartWorker, tmp_path: Path
 ) -> None:
     trace, kills = tmp_path / "trace", 0
-    workers = [worker(), worker()]
+    endure = {"JOBS_TRIES": "1000"}  # each of these ends is a try
+    workers = [worker(**endure) for _ in range(3)]
     ids = [enqueue(web, "work", trace=str(trace), number=n, seconds=0.05) for n in range(JOBS)]
-    limit = time.monotonic() + (400 if SOAK else 40)
+    limit = time.monotonic() + (500 if SOAK else 45)
     while sum(line.startswith("end") for line in lines(trace)) < JOBS:
         assert time.monotonic() < limit, f"{len(lines(trace))} lines after {kills} kills"
         time.sleep(1)
         workers.pop(0).kill()
-        workers.append(worker(wait=False))
+        workers.append(worker(wait=False, **endure))
         kills += 1
     assert kills > 3
     all_done(web, trace, ids, most_repeated=kills)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=at_length)])
 def test_no_job_is_lost_when_redis_restarts(
     web: Service, worker: StartWorker, redis: Redis, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -348,6 +351,7 @@ def test_no_job_is_lost_when_redis_restarts(
     all_done(web, trace, ids, most_repeated=len(jobs))
 
 
+@at_length
 def test_a_worker_finds_back_to_a_redis_that_fell_silent(
     web: Service, worker: StartWorker, redis: Redis, tmp_path: Path
 ) -> None:

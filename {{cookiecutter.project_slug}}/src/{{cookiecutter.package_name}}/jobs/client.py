@@ -64,7 +64,9 @@ class _Connection:
             async with asyncio.timeout(self.settings.redis_timeout):
                 return await what(self.worker)
         except TimeoutError:
-            raise QueueDownError(f"did not answer within {self.settings.redis_timeout:g} s") from None
+            raise QueueDownError(
+                f"did not answer within {self.settings.redis_timeout:g} s"
+            ) from None
         except (RedisError, OSError) as error:
             log.error("the job queue: %s", error)  # with addresses, which are not for clients
             if isinstance(error, ResponseError):  # such as a Redis that has lost its memory

@@ -1,6 +1,7 @@
 """Endpoints that misbehave on purpose, added to a copy of the application under test."""
 
 import asyncio
+import logging
 import os
 import subprocess
 import time
@@ -45,6 +46,32 @@ async def orphan(request: web.Request) -> web.Response:
 @routes.get("/probe/error")
 async def error(request: web.Request) -> web.Response:
     raise ZeroDivisionError("on purpose")
+
+
+@routes.get("/probe/stream/{chunks}")
+async def stream(request: web.Request) -> web.StreamResponse:
+    """Send a piece every 10 ms, and fail after so many."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for _ in range(int(request.match_info["chunks"])):
+        await response.write(b"x" * 1000)
+        await asyncio.sleep(0.01)
+    raise ZeroDivisionError("in the middle of an answer")
+
+
+@routes.get("/probe/socket")
+async def socket(request: web.Request) -> web.WebSocketResponse:
+    response = web.WebSocketResponse()
+    await response.prepare(request)
+    async for message in response:
+        await response.send_str(message.data)
+    return response
+
+
+@routes.get("/probe/log")
+async def log(request: web.Request) -> web.Response:
+    logging.getLogger("probe").warning("from a handler")
+    return web.Response()
 
 
 async def _note(app: web.Application) -> None:

@@ -101,7 +101,8 @@ class Edge:
                 metrics.count(request, error.status)
                 return _compute_problem(error)
             except asyncio.CancelledError:
-                metrics.count(request, metrics.CLIENT_GONE)
+                # where the worker ends it is not the client who gave up
+                metrics.count(request, 503 if self._closing else metrics.CLIENT_GONE)
                 metrics.finish(request, None)
                 raise
             except Exception as error:

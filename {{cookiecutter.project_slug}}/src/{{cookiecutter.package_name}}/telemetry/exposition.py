@@ -220,6 +220,7 @@ class Exposition:
         """The row of a line that was not met before."""
         try:
             typ, mode, name, sample, labels, text = json.loads(line.decode())
+            "".join((sample, *labels, *labels.values()))  # all of them are text
             if name not in self._families:
                 self._families[name] = _Family(Metric(name, text, typ))
             combine = COMBINE[mode]
@@ -227,6 +228,7 @@ class Exposition:
                 labels["worker"] = str(slot)
             shared = {label: value for label, value in labels.items() if label != "le"}
             bound = labels["le"] if typ == "histogram" and "le" in labels else None
+            float(bound or 0)
         except (ValueError, TypeError, KeyError, AttributeError):
             return CORRUPT
         children = self._families[name].children

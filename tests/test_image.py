@@ -238,10 +238,10 @@ def test_serves_and_counts_and_leaves_nobody_waiting(start: Start) -> None:
         time.sleep(0.1)
         began = time.monotonic()
         container.signal()
+        during = asyncio.run(send(container, seconds=3))
+        assert not during.failures, "still accepting, for LAME_DUCK"
+        assert container.get("/readyz", 8081)[0] == 503
         assert {json.loads(each.result()[1])["count"] for each in computing} == {664579}
-    during = asyncio.run(send(container, seconds=3))
-    assert not during.failures, "still accepting, for LAME_DUCK"
-    assert container.get("/readyz", 8081)[0] == 503
     time.sleep(5)
     for connection in slow:
         connection.send(b'"you"}')

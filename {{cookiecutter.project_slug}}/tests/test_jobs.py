@@ -260,7 +260,7 @@ def test_a_job_that_does_not_end_in_time_is_handed_over(
     web: Service, worker: StartWorker, tmp_path: Path
 ) -> None:
     jobs, trace = worker(GRACEFUL_TIMEOUT="1"), tmp_path / "trace"
-    job_id = enqueue(web, "work", trace=str(trace), number=0, seconds=3)
+    job_id = enqueue(web, "work", trace=str(trace), number=0, seconds=2)
     wait_for(lambda: lines(trace))
     began = time.monotonic()
     assert jobs.stop() == 0

@@ -32,8 +32,9 @@ from ..server import limits
 from ..server.launcher import Launcher, Service
 from ..server.pools import compute_pool
 from ..settings import service
+from ..telemetry import slots
 from ..telemetry.logs import Record, current
-from ..telemetry.metrics import INFO
+from ..telemetry.metrics import INFO, WORKER_INFO
 from . import metrics
 from .queue import JOB, Worker, reason
 from .settings import JobSettings
@@ -261,6 +262,7 @@ def run(settings: JobSettings) -> NoReturn:
     pool = os.fork()
     if pool == 0:
         Launcher(Service(compute_pool, settings), parent=parent).run()
+    WORKER_INFO.labels(slots.label(), "jobs").set(1)
     import_module("..tasks", __package__)
     loop = import_module(settings.event_loop).new_event_loop()
     sys.exit(loop.run_until_complete(Process(settings, pool).live()))

@@ -207,6 +207,12 @@ def test_one_port_cannot_be_two() -> None:
     assert "ADMIN_PORT=9000" in result.stderr
 
 
+def test_a_socket_that_cannot_be_made_stops_the_start() -> None:
+    result = python("compute", COMPUTE_URL="unix:/nowhere/compute.sock")
+    assert result.returncode == 2
+    assert "COMPUTE_URL='unix:/nowhere/compute.sock'" in result.stderr
+
+
 def test_check_says_what_would_run_and_starts_nothing() -> None:
     found = json.loads(python("check", "--json", WEB_CONCURRENCY="3", LAME_DUCK="1").stdout)
     assert found["web_workers"] == 3

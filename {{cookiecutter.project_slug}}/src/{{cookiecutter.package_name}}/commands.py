@@ -37,6 +37,18 @@ def report(settings: Settings, *, as_json: bool) -> None:
         print(f"  {name}={'' if value is None else value}")
 
 
+def give_up(why: str) -> NoReturn:
+    print(why, file=sys.stderr)
+    sys.exit(2)
+
+
+def check_socket(url: str) -> None:
+    """End the start where a pool could not listen on its unix socket."""
+    folder = Path(url.removeprefix("unix:")).parent
+    if url.startswith("unix:") and not os.access(folder, os.W_OK | os.X_OK):
+        give_up(f"COMPUTE_URL={url!r}: {folder} is no folder that can be written; make or mount it")
+
+
 @contextmanager
 def runtime_folder(settings: Settings) -> Iterator[Path]:
     """Where the processes keep their metrics and meet: a fresh folder, removed at the end.
@@ -54,12 +66,10 @@ def runtime_folder(settings: Settings) -> Iterator[Path]:
             folder.mkdir(parents=True, exist_ok=True)
         slots.install(folder)
     except OSError as error:
-        print(
+        give_up(
             f"PROMETHEUS_MULTIPROC_DIR={given or ''}: no folder for metrics: {error}; "
-            "mount a tmpfs or an emptyDir for it, or on /tmp",
-            file=sys.stderr,
+            "mount a tmpfs or an emptyDir for it, or on /tmp"
         )
-        sys.exit(2)
     try:
         yield folder
     finally:
@@ -75,6 +85,8 @@ def run(command: str, settings: Settings) -> NoReturn:
         if command == "serve" and settings.compute_url is None:
             os.environ["COMPUTE_URL"] = f"unix:{folder}/compute.sock"
             settings = Settings.from_env()
+        if command != "web":
+            check_socket(os.environ.get("COMPUTE_URL", ""))
 
         from .server.launcher import Launcher, Service
         from .server.pools import compute_pool, web_pool

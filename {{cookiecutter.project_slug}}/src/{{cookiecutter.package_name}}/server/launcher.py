@@ -25,6 +25,7 @@ from gunicorn.workers.base import Worker
 from prometheus_client import Counter, Gauge
 
 from ..settings import Settings
+from ..telemetry import slots
 from . import limits
 from .scoreboard import HEARTBEAT, Scoreboard, State
 
@@ -67,11 +68,12 @@ class Service(BaseApplication):
 
     def load_config(self) -> None:
         self.pool = self.make_pool(self.settings)
+        heartbeats = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(slots.folder())
         common = {
             "proc_name": self.pool.name,
             "logger_class": Log,
             "control_socket_disable": True,
-            "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,
+            "worker_tmp_dir": heartbeats,
             "pre_fork": Launcher.pre_fork,
             "workers": self.pool.count(self.settings).number,
         }

@@ -270,6 +270,7 @@ def test_a_job_that_does_not_end_in_time_is_handed_over(
     assert lines(trace) == ["begin 0", "begin 0", "end 0"]
 
 
+@at_length
 def test_a_long_job_is_nobody_elses_while_its_worker_lives(
     web: Service, worker: StartWorker, tmp_path: Path
 ) -> None:
@@ -280,6 +281,7 @@ def test_a_long_job_is_nobody_elses_while_its_worker_lives(
     assert lines(trace) == ["begin 0", "end 0"]
 
 
+@at_length
 def test_a_worker_is_lost_with_its_pool(web: Service, worker: StartWorker, tmp_path: Path) -> None:
     jobs, trace = worker(), tmp_path / "trace"
     job_id = enqueue(web, "work", trace=str(trace), number=0, seconds=1)
@@ -470,6 +472,15 @@ def test_wrong_settings_stop_the_start_with_all_of_them(name: str) -> None:
     assert result.returncode == 2
     for setting, (value, rule) in WRONG.items():
         assert re.search(f"{setting}='{re.escape(value)}'.*{rule}", result.stderr), result.stderr
+
+
+def test_a_port_that_is_taken_stops_the_start(worker: StartWorker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        jobs = worker(wait=False, ADMIN_PORT=port)
+        assert jobs.process.wait(10) == 1
+    assert jobs.says(f"ADMIN_PORT={port}")
+    assert not jobs.says("Traceback")
 
 
 def test_no_password_is_shown() -> None:

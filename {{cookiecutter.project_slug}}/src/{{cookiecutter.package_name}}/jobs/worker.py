@@ -180,28 +180,34 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        pool = asyncio.create_task(asyncio.to_thread(self.reap))
+        pool.add_done_callback(lambda _: self.stop.set())
         runner = web.AppRunner(self.admin(), access_log=None, shutdown_timeout=1)
         await runner.setup()
-        host, port = self.settings.admin_host, self.settings.admin_port
+        host, port, code = self.settings.admin_host, self.settings.admin_port, 0
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
             log.error("cannot listen on ADMIN_HOST=%s, ADMIN_PORT=%d: %s", host, port, error)
-            return 1
-        pool = asyncio.create_task(asyncio.to_thread(os.waitpid, self.pool, 0))
-        pool.add_done_callback(lambda _: self.stop.set())
+            self.stop.set()
+            code = 1
         consumer = asyncio.create_task(self.consume())
         await self.stop.wait()
-        crashed = pool.done()
-        if crashed:
+        if pool.done():
             log.error("the compute pool ended: leaving too")
+            code = 1
         # longer only where Redis does not answer; then it is left where it stands
         await asyncio.wait({consumer}, timeout=self.settings.graceful_timeout + 1)
-        if not crashed:
+        if not pool.done():
             os.kill(self.pool, signal.SIGQUIT)  # nobody waits for what it may still be doing
         await asyncio.wait({pool})
         await runner.cleanup()
-        return int(crashed)
+        return code
+
+    def reap(self) -> None:
+        """Return when the pool has ended; until then, bury what process 1 inherits."""
+        while os.wait()[0] != self.pool:
+            pass
 
     def admin(self) -> web.Application:
         @web.middleware
@@ -257,7 +263,7 @@ def run(settings: JobSettings) -> NoReturn:
     logging.getLogger("coredis").setLevel(logging.CRITICAL)  # its errors are ours to tell, once
     logging.getLogger("streaq").setLevel(logging.ERROR)
     INFO.labels(*service()).set(1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until there are handlers
     parent = os.getpid()
     pool = os.fork()
     if pool == 0:

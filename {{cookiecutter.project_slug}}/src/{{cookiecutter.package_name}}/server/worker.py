@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
-from aiohttp.web_request import BaseRequest
 from gunicorn.workers.base import Worker
 
 from ..telemetry import loop, metrics
@@ -35,8 +34,6 @@ CLEANUP_SHARE = 0.2  # of GRACEFUL_TIMEOUT, kept for on_cleanup
 QUICKLY = 1.0  # seconds instead of GRACEFUL_TIMEOUT after SIGINT or SIGQUIT
 STRAGGLERS = 0.1  # seconds for cancelled handlers to end
 
-Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
-
 
 class Served(NamedTuple):
     """What a worker serves. The process model itself knows nothing of HTTP beyond this."""
@@ -44,7 +41,7 @@ class Served(NamedTuple):
     app: web.Application
     admin: web.Application
     protocol: type[RequestHandler]
-    wrap: Callable[[Handler], Handler]
+    wrap: Callable[[web.Server], None]
     close_connections: Callable[[], None]  # say so in every response from now on
 
 
@@ -114,7 +111,7 @@ class WebWorker(Worker):
         await self._admin.setup()
         assert self._runner.server is not None
         self._server = server = self._runner.server
-        server.request_handler = served.wrap(server.request_handler)
+        served.wrap(server)
 
         base: Any = served.protocol
 

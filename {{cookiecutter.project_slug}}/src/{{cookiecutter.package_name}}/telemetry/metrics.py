@@ -157,32 +157,31 @@ def _series(request: BaseRequest) -> Series:
     return series
 
 
-def count(request: BaseRequest, status: int) -> None:
+def count(record: logs.Record, request: BaseRequest, status: int) -> None:
     """Count a request by the status that it gets.
 
     Call it before the response is written: so a client that has an answer is counted, even when
     the worker is killed in the very next moment.
     """
-    record = logs.current.get()
     record.status = status
     record.series = series = _series(request)
     series.count(status)
 
 
-def finish(request: BaseRequest, response: web.StreamResponse | None) -> None:
-    """Observe how long a request took and write its access-log line."""
-    record = logs.current.get()
+def finish(record: logs.Record, request: BaseRequest, size: int) -> None:
+    """Observe how long a request took and write its access-log line; size: that of the body."""
     seconds = perf_counter() - record.start
     record.series.observe(seconds)
     if logs.access_log:
-        logs.access(request, record, seconds, response.body_length if response else 0)
+        logs.access(request, record, seconds, size)
 
 
 class Recorder(AbstractAccessLogger):
     """aiohttp calls it for every response that it has written, those without a handler included."""
 
     def log(self, request: BaseRequest, response: web.StreamResponse, time: float) -> None:
-        if not logs.current.get().status:  # no handler, as the request could not be parsed
-            count(request, response.status)
+        record = logs.current.get()
+        if not record.status:  # no handler, as the request could not be parsed
+            count(record, request, response.status)
         # not `time`: uvloop's clock stands still while a request is handled without waiting
-        finish(request, response)
+        finish(record, request, response.body_length)

@@ -33,9 +33,11 @@ def python(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 def service(tmp_path_factory: pytest.TempPathFactory, code: Path) -> Iterator[Service]:
     """One service for the tests that only ask it things."""
     shared = Service(tmp_path_factory.mktemp("service"), code, "serve", {})
-    shared.wait_until_live()
-    yield shared
-    shared.kill()
+    try:
+        shared.wait_until_live()
+        yield shared
+    finally:
+        shared.kill()
 
 
 def test_index_names_the_service_and_the_worker(service: Service) -> None:

@@ -283,8 +283,9 @@ def test_a_disk_that_fills_up_costs_metrics_and_nothing_else(
     assert service.total("metrics_folder_free_bytes") == 0
     ask_for_many_series(service)
     assert_degraded(service)
-    os.kill(service.workers()[0], signal.SIGKILL)  # its successor finds no room either
-    wait_for(lambda: service.total("workers", state="live") == 2)
+    old = service.workers()[0]
+    os.kill(old, signal.SIGKILL)  # its successor finds no room either
+    wait_for(lambda: old not in service.workers() and len(service.workers()) == 2)
     ask_for_many_series(service)
     assert_degraded(service)
 
@@ -459,8 +460,9 @@ def test_what_a_worker_tells_of_itself(start: Start, loop: str) -> None:
     def by_worker(name: str) -> dict[str, float]:
         return {its["worker"]: value for found, its, value in service.scrape() if found == name}
 
-    every = len(service.processes())
+    every = 5  # two web workers, a compute worker, two arbiters
     wait_for(lambda: len(by_worker("process_start_time_seconds")) == every)
+    assert len(service.processes()) == every
     processes = by_worker("process_start_time_seconds")
     assert all(0 <= time.time() - start < 60 for start in processes.values())
     assert all(4e6 < size < 4e8 for size in by_worker("process_resident_memory_bytes").values())

@@ -54,7 +54,7 @@ access_log = False
 _json = True
 _pending: list[tuple[float, Record, str, str, float, int, str | None, str]] = []
 _timer = False  # whether it will be written soon
-_clock = 0, ""  # the second that was written last
+_clock = 0, ""  # the millisecond that was written last
 _pid = os.getpid()
 _ids = count(1)
 _id_prefix = ""
@@ -85,18 +85,16 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _timestamp(seconds: float) -> str:
     global _clock
-    whole = int(seconds)
-    if whole != _clock[0]:
-        _clock = whole, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-    return f"{_clock[1]}.{int((seconds - whole) * 1000):03d}Z"
+    now = int(seconds * 1000)
+    if now != _clock[0]:  # many lines have the same
+        date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 1000))
+        _clock = now, f"{date}.{now % 1000:03d}Z"
+    return _clock[1]
 
 
+@lru_cache(256)
 def _quoted(text: str) -> str:
-    plain = text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
-    return f'"{text}"' if plain else json.dumps(text)
-
-
-_quoted_again = lru_cache(256)(_quoted)  # for what many requests have in common
+    return json.dumps(text)
 
 
 class JSONFormatter(logging.Formatter):
@@ -193,7 +191,7 @@ def _json_line(
         f'{{"time":"{_timestamp(now)}","level":"info","logger":"access","process":{_pid},'
         f'"request_id":"{record.id}",{trace}"method":"{method}","path":{_quoted(path)},'
         f'"status":{record.status},"duration_ms":{seconds * 1000:.3f},"bytes":{size},'
-        f'"remote":"{remote or ""}","user_agent":{_quoted_again(agent)}}}\n'
+        f'"remote":"{remote or ""}","user_agent":{_quoted(agent)}}}\n'
     )
 
 
@@ -216,18 +214,21 @@ def _console_line(
 def flush() -> None:
     """Write the access lines gathered so far. Where that fails they are lost, and nothing else."""
     line = _json_line if _json else _console_line
-    chunk = b""
+    chunk: list[str] = []
+    size = 0
     for entry in _pending:
-        data = line(*entry).encode("utf-8", "backslashreplace")
-        if len(chunk) + len(data) > select.PIPE_BUF:
+        data = line(*entry)
+        size += len(data)
+        if size > select.PIPE_BUF:
             _write(chunk)
-            chunk = b""
-        chunk += data
+            chunk, size = [], len(data)
+        chunk.append(data)
     _pending.clear()
     _write(chunk)
 
 
-def _write(data: bytes) -> None:
+def _write(lines: list[str]) -> None:
+    data = "".join(lines).encode("ascii", "backslashreplace")
     with suppress(OSError):
         while data:
             data = data[os.write(sys.stdout.fileno(), data) :]

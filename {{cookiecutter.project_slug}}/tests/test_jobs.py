@@ -32,7 +32,7 @@ FAST = {
 
 Start = Callable[..., Service]
 
-pytestmark = pytest.mark.timeout(900 if SOAK else 60)
+pytestmark = pytest.mark.timeout(900 if SOAK else 120)
 at_length = pytest.mark.skipif(not SOAK, reason="takes its time: SOAK=1")
 
 
@@ -326,9 +326,9 @@ def test_no_job_is_lost_when_workers_are_killed_every_second(
     endure = {"JOBS_TRIES": "1000"}  # each of these ends is a try
     workers = [worker(**endure) for _ in range(3)]
     ids = [enqueue(web, "work", trace=str(trace), number=n, seconds=0.05) for n in range(JOBS)]
-    limit = time.monotonic() + (500 if SOAK else 45)
-    while sum(line.startswith("end") for line in lines(trace)) < JOBS:
-        assert time.monotonic() < limit, f"{len(lines(trace))} lines after {kills} kills"
+    # a worker lives for three seconds; where it takes as long to start, nothing would be done
+    limit = time.monotonic() + (500 if SOAK else 20)
+    while sum(line.startswith("end") for line in lines(trace)) < JOBS and time.monotonic() < limit:
         time.sleep(1)
         workers.pop(0).kill()
         workers.append(worker(wait=False, **endure))

@@ -1,17 +1,14 @@
-"""`python -m PACKAGE jobs`: a job worker. `jobs dead` and `jobs retry`: for people."""
+"""`python -m PACKAGE jobs`: a job worker. `jobs dead` and `jobs retry`: for people.
+
+Imports what takes long only when the settings are known to be right.
+"""
 
 import argparse
-import asyncio
-import json
 import os
 import sys
-from datetime import UTC, datetime
 from typing import NoReturn
 
-from coredis.exceptions import RedisError
-
 from ..commands import runtime_folder
-from .queue import Worker, reason
 from .settings import JobSettings
 
 
@@ -25,15 +22,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: JobSettings) -> NoReturn:
     if arguments.job_command is None:
         work(settings)
-    try:
-        if arguments.job_command == "dead":
-            code = asyncio.run(list_dead(settings))
-        else:
-            code = asyncio.run(retry(settings, arguments.ids))
-    except* (RedisError, OSError) as errors:
-        print(f"no answer of {settings.redis_url}: {reason(errors)}", file=sys.stderr)
-        code = 1
-    sys.exit(code)
+
+    from . import dead
+
+    sys.exit(dead.run(settings, getattr(arguments, "ids", None)))
 
 
 def work(settings: JobSettings) -> NoReturn:
@@ -45,20 +37,3 @@ def work(settings: JobSettings) -> NoReturn:
         from . import worker
 
         worker.run(JobSettings.from_env())
-
-
-async def list_dead(settings: JobSettings) -> int:
-    async with Worker(settings, settings.redis_timeout) as queue:
-        for job_id, letter in (await queue.dead()).items():
-            died = datetime.fromtimestamp(letter["died"], UTC).isoformat(" ", "seconds")
-            arguments = json.dumps(letter["arguments"])
-            print(job_id, died, f"{letter['task']}({arguments}): {letter['error']}", sep="  ")
-    return 0
-
-
-async def retry(settings: JobSettings, ids: list[str]) -> int:
-    async with Worker(settings, settings.redis_timeout) as queue:
-        missing = [job_id for job_id in ids if not await queue.revive(job_id)]
-    for job_id in missing:
-        print(f"{job_id} is not among the dead; `jobs dead` lists them", file=sys.stderr)
-    return int(bool(missing))

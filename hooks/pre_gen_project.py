@@ -24,9 +24,9 @@ UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 TAKEN = """
     aiohappyeyeballs aiohttp aiosignal attr attrs frozenlist gunicorn gunicornc idna multidict
     prometheus_client propcache typing_extensions uvloop yarl
-    ast_serialize colorama dmypy flit_core iniconfig librt mypy mypy_extensions mypyc packaging
-    pathspec pip pip3 pluggy py pygmentize pygments pytest pytest_timeout python python3 pyyaml ruff
-    stubgen stubtest types_gunicorn types_pyyaml uv uvx yaml
+    ast_serialize colorama dmypy execnet flit_core iniconfig librt mypy mypy_extensions mypyc
+    packaging pathspec pip pip3 pluggy py pygmentize pygments pytest pytest_timeout pytest_xdist
+    python python3 pyyaml ruff stubgen stubtest types_gunicorn types_pyyaml uv uvx xdist yaml
     annotated_doc annotated_types anyio beartype coredis crontab deprecated exceptiongroup
     markdown_it markdown_it_py mdurl pydantic pydantic_core rich shellingham streaq typer
     typing_inspection watchfiles wrapt

@@ -8,7 +8,7 @@ from .tasks import primes
 routes = web.RouteTableDef()
 
 
-@routes.post(r"/primes/{limit:\d{1,9}}")
+@routes.post(r"/primes/{limit:\d{1,7}}")
 async def count_primes_later(request: web.Request) -> web.Response:
     limit = int(request.match_info["limit"])
     return jobs.accepted(request, await jobs.enqueue(primes, limit))

@@ -53,6 +53,8 @@ class Redis:
         assert SERVER is not None
         port = ["--port", str(self.port)]
         kept = ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
+        # with everysec, writes wait for a slow disk, and are lost with the process
+        kept += ["--appendfsync", "always"]
         with (self.folder / "redis.log").open("ab") as log:
             self.process = subprocess.Popen([SERVER, *port, *kept, *self.options], stdout=log)
         wait_for(self.answers)

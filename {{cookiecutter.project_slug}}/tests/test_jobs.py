@@ -439,6 +439,7 @@ def test_password_from_a_file_and_tls(
     file = tmp_path / "password"
     file.write_text("pass word/%40\n")
     env = redis.env | {"REDIS_PASSWORD_FILE": str(file), "SSL_CERT_FILE": str(certificate)}
+    env["REDIS_TIMEOUT"] = "1"
     good = start("web", code=job_code, **env | {"REDIS_URL": f"rediss://localhost:{tls_port}"})
     wait_for(lambda: good.request("POST", "/primes/10").status == 202)
     for wrong in (

@@ -166,7 +166,7 @@ def test_every_name_refers_to_something(project: Path) -> None:
         )
     for manifest in found.values():
         labels = manifest["metadata"]["labels"]
-        assert labels["app.kubernetes.io/name"] == manifest["metadata"]["name"]
+        assert labels["app.kubernetes.io/name"] == deployment["metadata"]["name"]
         assert "namespace" not in manifest["metadata"], "kubectl or an overlay says which"
 
 

@@ -4,11 +4,12 @@ A worker that takes all that is there at one wake-up gets a whole burst of keep-
 [8,0,0,0] on four workers. SO_REUSEPORT spreads them, but sends half of the new connections to a
 worker that is blocked. Here all workers watch the one socket, and each takes only so many that it
 leads the one with the fewest by 1 + a sixteenth of its own. One that would lead by more stands
-back for STAND_BACK seconds. If the one with the fewest has not moved in that time, say because it
-is blocked, it takes one, and twice as many the next time.
+back for STAND_BACK seconds. If none of those behind it has moved in that time, say because they
+are blocked, it takes one, and twice as many the next time.
 
 Connections that come and go need no balance, and would pay dearly for it: what a worker has lost
-it replaces without a look at the others, as long as it lost one within REPLACE_WITHIN seconds.
+it replaces without a look at the others, as long as it lost one within REPLACE_WITHIN seconds; and
+so long it does not mind, after standing back, whether the others have moved.
 """
 
 import asyncio
@@ -47,7 +48,7 @@ class Acceptor:
         self._open = 0
         self._lost = 0  # closed, and not replaced yet
         self._last_lost = 0.0
-        self._fewest = 0  # when this worker last stood back
+        self._stood_back = 0, 0  # with how many connections, and how many those behind had
         self._helping = 0  # how many to take after standing back
         self._timer: asyncio.TimerHandle | None = None
         self._opening: set[asyncio.Task[None]] = set()
@@ -70,14 +71,19 @@ class Acceptor:
         self._last_lost = self._loop.time()
         self._scoreboard.set_connections(self._row, self._open)
 
+    def _replaces(self) -> bool:
+        return self._loop.time() - self._last_lost < REPLACE_WITHIN
+
     def _readable(self) -> None:
-        if self._loop.time() - self._last_lost > REPLACE_WITHIN:
+        if not self._replaces():
             self._lost = 0
-        self._fewest = self._scoreboard.fewest_connections()
-        room = max(self._fewest + 1 + self._open // 16 - self._open, self._lost)
+        fewest = self._scoreboard.fewest_connections()
+        room = max(fewest + 1 + self._open // 16 - self._open, self._lost)
         if room > 0:
             self._take(room)
         else:
+            behind = self._scoreboard.others_up_to(self._open, self._row)
+            self._stood_back = self._open, behind
             self._pause(STAND_BACK)
 
     def _pause(self, seconds: float) -> None:
@@ -86,7 +92,9 @@ class Acceptor:
 
     def _resume(self) -> None:
         self.start()
-        if self._scoreboard.fewest_connections() == self._fewest:
+        mine, behind = self._stood_back
+        moved = self._scoreboard.others_up_to(mine, self._row) > behind
+        if not moved or self._replaces():
             self._helping = self._helping * 2 or 1
             self._take(self._helping)
         else:

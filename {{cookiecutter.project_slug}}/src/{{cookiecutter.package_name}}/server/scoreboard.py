@@ -5,6 +5,7 @@ every process reads it; an aligned 4-byte store is never seen half done, so ther
 """
 
 import mmap
+from collections.abc import Iterator
 from enum import IntEnum
 
 ROWS = 1024
@@ -61,7 +62,14 @@ class Scoreboard:
 
     def fewest_connections(self) -> int:
         """Of the serving worker that has the fewest; 0 where none serves."""
-        rows = range(self._pool[1])
-        return min(
-            (self._connections[r] for r in rows if self._states[r] == State.SERVING), default=0
-        )
+        return min((self._connections[row] for row in self._serving()), default=0)
+
+    def others_up_to(self, most: int, row: int) -> int:
+        """Of all serving workers but this one, none counted with more than `most` connections.
+
+        It grows when a worker that has fewer takes one.
+        """
+        return sum(min(self._connections[r], most) for r in self._serving() if r != row)
+
+    def _serving(self) -> Iterator[int]:
+        return (row for row in range(self._pool[1]) if self._states[row] == State.SERVING)

@@ -5,9 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import pytest
 
@@ -40,6 +41,15 @@ def require(command: str) -> str:
     """The path of a command that the test cannot do without."""
     path = shutil.which(command)
     return path or unavailable(f"{command} is not installed")
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
+    """The first true value of `what`, asked every few milliseconds."""
+    limit = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < limit, f"waited {seconds:g} s in vain"
+        time.sleep(0.02)
+    return value
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:

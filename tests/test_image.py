@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Answers, run
+from conftest import ROOT, Answers, run, wait_for
 from test_answers import DEFAULT
 
 # What a pod that is restricted may do.
@@ -40,14 +40,6 @@ def output(*command: str) -> str:
     done = call(*command)
     assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
     return done.stdout.strip()
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
-    limit = time.monotonic() + seconds
-    while not (value := what()):
-        assert time.monotonic() < limit, f"waited {seconds:g} s in vain"
-        time.sleep(0.1)
-    return value
 
 
 class Container:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import require
+from conftest import require, wait_for
 
 SOAK = bool(os.environ.get("SOAK"))
 RESTARTS = 10 if SOAK else 2
@@ -94,13 +94,6 @@ def ready(port: int) -> bool:
         connection.close()
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
-    limit = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < limit, f"waited {seconds:g} s in vain"
-        time.sleep(0.02)
-
-
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_rolling_restarts_lose_nothing(
@@ -122,7 +115,7 @@ def test_rolling_restarts_lose_nothing(
         }
         command: list[str | Path] = [project / ".venv/bin/python", "-m", "my_service", "web"]
         started = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        wait_for(lambda: ready(port))
+        wait_for(lambda: ready(port), 20)
         return started
 
     def restart(port: int, other: int) -> None:
@@ -152,7 +145,7 @@ def test_rolling_restarts_lose_nothing(
     instances = {port: start(port) for port in (first, second)}
     balancer = Balancer(tmp_path, {first, second})
     try:
-        wait_for(lambda: (tmp_path / "nginx.pid").exists())
+        wait_for((tmp_path / "nginx.pid").exists, 20)
         time.sleep(0.5)
         result = asyncio.run(under_load())
     finally:

@@ -72,7 +72,9 @@ class Pool:
         return self.run(lambda: client.run(task, *args))
 
     def workers(self) -> list[int]:
-        return children(self.process.pid)
+        if self.url.startswith("unix:"):
+            return children(self.process.pid)
+        return [worker for arbiter in children(self.process.pid) for worker in children(arbiter)]
 
 
 async def outcome(task: Callable[..., object], *args: object) -> Outcome:
@@ -454,6 +456,66 @@ def in_background(service: Service, path: str, into: list[Response]) -> Thread:
     thread.start()
     time.sleep(0.1)
     return thread
+
+
+def test_a_pool_elsewhere_has_probes_and_metrics(
+    start: Callable[..., Service], misbehaving: Path, loop: str
+) -> None:
+    service = start("compute", code=misbehaving, wait=False, EVENT_LOOP=loop, LAME_DUCK="1")
+    wait_for(lambda: answers(service, "/readyz") == 200)
+    pool = Pool(service.url, loop, process=service.process)
+    assert pool.call(primes, 10) == 4
+    assert service.total("compute_tasks_total", task="primes", outcome="ok") == 1
+    assert service.total("compute_workers", state="live") == 1
+    roles = {labels["role"] for name, labels, _ in service.scrape() if name == "worker_info"}
+    assert roles == {"admin", "compute"}
+
+    service.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: service.total("compute_worker_exits_total", reason="recycled") == 1)
+
+    async def stop_in_the_middle() -> list[Outcome]:
+        long = later(tasks.sleep, 2.0)
+        await asyncio.sleep(0.3)
+        service.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        assert answers(service, "/readyz") == 503
+        assert answers(service, "/livez") == 200
+        return [await long, await outcome(primes, 10)]
+
+    (finished, _), (refused, _) = pool.run(stop_in_the_middle)
+    assert isinstance(finished, int)
+    assert isinstance(refused, client.PoolDownError)
+    assert service.process.wait(10) == 0
+
+
+def answers(service: Service, path: str) -> int:
+    try:
+        return service.get(path, admin=True).status
+    except OSError:
+        return 0
+
+
+def test_a_pool_elsewhere_takes_tasks_in_its_lame_duck(start: Callable[..., Service]) -> None:
+    service = start("compute", wait=False, LAME_DUCK="60")
+    wait_for(lambda: answers(service, "/readyz") == 200)
+    service.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: answers(service, "/readyz") == 503)
+    assert Pool(service.url).call(primes, 10) == 4
+    assert service.stop(signal.SIGINT) == 0  # asked again: at once
+
+
+def test_a_pool_elsewhere_ends_with_a_reason(start: Callable[..., Service]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        service = start("compute", wait=False, ADMIN_PORT=port)
+        assert service.process.wait(10) == 1
+        assert service.says(f"ADMIN_PORT={port}")
+    service = start("compute", wait=False)
+    wait_for(lambda: answers(service, "/readyz") == 200)
+    [arbiter] = children(service.process.pid)
+    os.kill(arbiter, signal.SIGKILL)
+    assert service.process.wait(10) == 1
+    assert service.says("the compute pool ended")
 
 
 def test_serve_answers_refuses_and_counts(start: Callable[..., Service], loop: str) -> None:

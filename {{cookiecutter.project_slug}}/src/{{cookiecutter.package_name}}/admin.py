@@ -12,7 +12,7 @@ class Pool(Protocol):
     """What the probes ask of the process model."""
 
     @property
-    def shutting_down(self) -> bool: ...
+    def trouble(self) -> str: ...  # why it is not ready; empty when it is
 
 
 def create_admin(pool: Pool) -> web.Application:
@@ -26,9 +26,8 @@ def create_admin(pool: Pool) -> web.Application:
         return web.Response(text="ok\n")
 
     async def ready(request: web.Request) -> web.Response:
-        if pool.shutting_down:
-            return web.Response(status=503, text="shutting down\n")
-        return web.Response(text="ok\n")
+        trouble = pool.trouble
+        return web.Response(status=503 if trouble else 200, text=f"{trouble or 'ok'}\n")
 
     async def metrics(request: web.Request) -> web.Response:
         accept = request.headers.get("Accept", "")

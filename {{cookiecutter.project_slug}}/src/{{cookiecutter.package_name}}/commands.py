@@ -90,16 +90,19 @@ def run(command: str, settings: Settings) -> NoReturn:
 
         from .server.launcher import Launcher, Service
         from .server.pools import compute_pool, web_pool
+        from .server.standalone import Standalone
         from .telemetry.metrics import INFO
 
         INFO.labels(*service()).set(1)
         web, compute = Service(web_pool, settings), Service(compute_pool, settings)
+        here = (settings.compute_url or "").startswith("unix:")  # then web workers speak for it
         match command:
             case "web":
                 Launcher(web).run()
-            case "compute":
+            case "compute" if here:
                 Launcher(compute).run()
+            case "compute":
+                Standalone(settings).run()
             case _:
-                here = os.environ["COMPUTE_URL"].startswith("unix:")
                 Launcher(web, companion=compute if here else None).run()
     raise AssertionError("the arbiter does not return")

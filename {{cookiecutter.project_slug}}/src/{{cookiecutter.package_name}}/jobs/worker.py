@@ -7,9 +7,7 @@ of a compute pool of its own, its child: one that hangs or crashes takes nothing
 import asyncio
 import json
 import logging
-import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -18,23 +16,19 @@ from importlib import import_module
 from typing import NoReturn
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from anyio import CancelScope, current_time
 from coredis.exceptions import RedisError
 from coredis.response.types import StreamPending
 from streaq import StreaqRetry
 from streaq.constants import REDIS_GROUP
 
-from ..admin import create_admin
 from ..compute import client as compute
 from ..compute import registry
 from ..server import limits
-from ..server.launcher import Launcher, Service
-from ..server.pools import compute_pool
+from ..server.standalone import Standalone
 from ..settings import service
-from ..telemetry import slots
 from ..telemetry.logs import Record, current
-from ..telemetry.metrics import INFO, WORKER_INFO
+from ..telemetry.metrics import INFO
 from . import metrics
 from .queue import JOB, Worker, reason
 from .settings import JobSettings
@@ -157,69 +151,35 @@ class Consumer(Worker):
         metrics.OLDEST.labels(self.queue_name).set(time.time() - oldest[0] if oldest else 0)
 
 
-class Process:
+class Process(Standalone):
     """The life of a job worker."""
 
-    def __init__(self, settings: JobSettings, pool: int) -> None:
-        """
-        Args:
-            pool: the process of the compute pool's arbiter, our child.
-        """
-        self.settings = settings
-        self.pool = pool
-        self.stop = asyncio.Event()
-        self.trouble = "not connected to Redis yet"  # why we are not ready
+    role = "jobs"
+    goodbye = signal.SIGQUIT  # nobody waits for what it may still be doing
+    settings: JobSettings
+
+    def __init__(self, settings: JobSettings) -> None:
+        super().__init__(settings)
+        self._unready = "not connected to Redis yet"
 
     @property
-    def shutting_down(self) -> bool:
-        return self.stop.is_set()
-
-    async def live(self) -> int:
-        """Work until a signal comes; the exit code."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop.set)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        pool = asyncio.create_task(asyncio.to_thread(self.reap))
-        pool.add_done_callback(lambda _: self.stop.set())
-        runner = web.AppRunner(self.admin(), access_log=None, shutdown_timeout=1)
-        await runner.setup()
-        host, port, code = self.settings.admin_host, self.settings.admin_port, 0
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            log.error("cannot listen on ADMIN_HOST=%s, ADMIN_PORT=%d: %s", host, port, error)
-            self.stop.set()
-            code = 1
-        consumer = asyncio.create_task(self.consume())
-        await self.stop.wait()
-        if pool.done():
-            log.error("the compute pool ended: leaving too")
-            code = 1
-        # longer only where Redis does not answer; then it is left where it stands
-        await asyncio.wait({consumer}, timeout=self.settings.graceful_timeout + 1)
-        if not pool.done():
-            os.kill(self.pool, signal.SIGQUIT)  # nobody waits for what it may still be doing
-        await asyncio.wait({pool})
-        await runner.cleanup()
-        return code
-
-    def reap(self) -> None:
-        """Return when the pool has ended; until then, bury what process 1 inherits."""
-        while os.wait()[0] != self.pool:
-            pass
+    def trouble(self) -> str:
+        return super().trouble or self._unready
 
     def admin(self) -> web.Application:
-        @web.middleware
-        async def readiness(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if request.path == "/readyz" and self.trouble:
-                return web.Response(status=503, text=f"{self.trouble}\n")
-            return await handler(request)
-
-        app = create_admin(self)
-        app.middlewares.append(readiness)
+        app = super().admin()
         app.cleanup_ctx.append(compute.compute_ctx)
         return app
+
+    def leave(self) -> None:
+        self.stop.set()  # however often: a job that is cut off has failed a try
+
+    async def work(self) -> None:
+        import_module("..tasks", __package__)  # after the fork: the pool can load newer ones
+        consumer = asyncio.create_task(self.consume())
+        await self.stop.wait()
+        # longer only where Redis does not answer; then it is left where it stands
+        await asyncio.wait({consumer}, timeout=self.settings.graceful_timeout + 1)
 
     async def consume(self) -> None:
         """Take jobs until we are to stop, over every loss of the connection."""
@@ -230,8 +190,8 @@ class Process:
                 consumer.lifespan = self.watch(consumer)
                 await consumer.run_async()
             except* Exception as errors:
-                self.trouble = f"no connection to {self.settings.redis_url}: {reason(errors)}"
-                log.error("%s", self.trouble)
+                self._unready = f"no connection to {self.settings.redis_url}: {reason(errors)}"
+                log.error("%s", self._unready)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), RECONNECT)
 
@@ -245,9 +205,9 @@ class Process:
                     async with asyncio.timeout(self.settings.redis_timeout):
                         await consumer.look()
                 except (RedisError, OSError) as error:
-                    self.trouble = f"{self.settings.redis_url} does not answer: {error!r}"
+                    self._unready = f"{self.settings.redis_url} does not answer: {error!r}"
                 else:
-                    self.trouble = ""
+                    self._unready = ""
                 await asyncio.sleep(LOOK)
 
         log.info("connected to %s", self.settings.redis_url)
@@ -263,12 +223,4 @@ def run(settings: JobSettings) -> NoReturn:
     logging.getLogger("coredis").setLevel(logging.CRITICAL)  # its errors are ours to tell, once
     logging.getLogger("streaq").setLevel(logging.ERROR)
     INFO.labels(*service()).set(1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until there are handlers
-    parent = os.getpid()
-    pool = os.fork()
-    if pool == 0:
-        Launcher(Service(compute_pool, settings), parent=parent).run()
-    WORKER_INFO.labels(slots.label(), "jobs").set(1)
-    import_module("..tasks", __package__)
-    loop = import_module(settings.event_loop).new_event_loop()
-    sys.exit(loop.run_until_complete(Process(settings, pool).live()))
+    Process(settings).run()

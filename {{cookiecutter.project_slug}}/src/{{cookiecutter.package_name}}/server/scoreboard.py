@@ -35,8 +35,18 @@ class Scoreboard:
     def shutting_down(self) -> bool:
         return bool(self._pool[0])
 
+    @property
+    def trouble(self) -> str:
+        """Why the pool is not ready; empty when it is."""
+        return "shutting down" if self.shutting_down else ""
+
     def shut_down(self) -> None:
         self._pool[0] = 1
+
+    @property
+    def serving(self) -> bool:
+        """Whether any worker serves."""
+        return any(True for _ in self._serving())
 
     def lease(self) -> int:
         """A free row, marked BOOTING. Only the arbiter calls it.

@@ -27,11 +27,9 @@ TAKEN = """
     ast_serialize colorama dmypy execnet flit_core iniconfig librt mypy mypy_extensions mypyc
     packaging pathspec pip pip3 pluggy py pygmentize pygments pytest pytest_timeout pytest_xdist
     python python3 pyyaml ruff stubgen stubtest types_gunicorn types_pyyaml uv uvx xdist yaml
-    annotated_doc annotated_types anyio beartype coredis crontab deprecated exceptiongroup
-    markdown_it markdown_it_py mdurl pydantic pydantic_core rich shellingham streaq typer
-    typing_inspection watchfiles wrapt
-    aiodns backports brotli brotlicffi click gevent h2 inotify msgspec orjson redis setproctitle
-    pkg_resources setuptools tornado activate conftest test tests
+    anyio beartype coredis crontab deprecated exceptiongroup streaq typer watchfiles wrapt
+    aiodns backports brotli brotlicffi click gevent h2 inotify msgspec orjson pydantic pydantic_core
+    redis setproctitle pkg_resources setuptools tornado activate conftest test tests
 """
 # The standard library of every supported Python, whichever runs this.
 STDLIB = set(sys.stdlib_module_names) | {"annotationlib", "compression", "distutils", "imp"}

@@ -3,8 +3,8 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from functools import partial
 from http.client import responses
+from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler
@@ -66,10 +66,10 @@ class Request(web.Request):
     closing = False
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        for app in () if self._match_info is None else self._match_info.apps:
+        for app in () if self._match_info is None else self._match_info._apps:
             if app.on_response_prepare:
                 await app.on_response_prepare.send(self, response)
-        response.headers[REQUEST_ID] = logs.current_id()
+        response.headers[REQUEST_ID] = logs.current.get().id
         if self.closing and response.status != 101:
             # force_close() alone comes too late here for the header to be written
             response.headers[hdrs.CONNECTION] = "close"
@@ -88,8 +88,27 @@ class Edge:
 
     def wrap(self, server: web.Server) -> None:
         """Take what `server` hands to the Application."""
-        server.request_factory = partial(self._app._make_request, _cls=Request)
+        server.request_factory = self._request_factory()
         server.request_handler = self._around(server.request_handler)
+
+    def _request_factory(self) -> Callable[..., Request]:
+        app: Any = self._app
+        loop, size, fields = app._loop, app._client_max_size, app._client_max_fields
+
+        # the Application's own takes one more call and a dict
+        def make(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> Request:
+            return Request(
+                message,
+                payload,
+                protocol,
+                writer,
+                task,
+                loop,
+                client_max_size=size,
+                client_max_fields=fields,
+            )
+
+        return make
 
     def _around(self, handler: Handler) -> Handler:
         cells, index = values.place("http_requests_in_progress")

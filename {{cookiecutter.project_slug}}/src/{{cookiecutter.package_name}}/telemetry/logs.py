@@ -55,7 +55,7 @@ _json = True
 _pending: list[tuple[float, Record, str, str, float, int, str | None, str]] = []
 _timer = False  # whether it will be written soon
 _clock = 0, ""  # the millisecond that was written last
-_pid = os.getpid()
+_pid = str(os.getpid())
 _ids = count(1)
 _id_prefix = ""
 
@@ -71,24 +71,28 @@ def new_id() -> str:
     global _id_prefix
     if not _id_prefix:
         _id_prefix = secrets.token_hex(5)
-    return f"{_id_prefix}-{next(_ids):x}"
+    return f"{_id_prefix}-{next(_ids)}"
 
 
 def _after_fork() -> None:
     global _id_prefix, _pid, _timer
-    _id_prefix, _pid, _timer = "", os.getpid(), False
+    _id_prefix, _pid, _timer = "", str(os.getpid()), False
     _pending.clear()  # the parent's, which it writes itself
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
+@lru_cache(2)
+def _date(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
 def _timestamp(seconds: float) -> str:
     global _clock
     now = int(seconds * 1000)
     if now != _clock[0]:  # many lines have the same
-        date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 1000))
-        _clock = now, f"{date}.{now % 1000:03d}Z"
+        _clock = now, f"{_date(now // 1000)}.{now % 1000:03d}Z"
     return _clock[1]
 
 
@@ -190,7 +194,7 @@ def _json_line(
     return (
         f'{{"time":"{_timestamp(now)}","level":"info","logger":"access","process":{_pid},'
         f'"request_id":"{record.id}",{trace}"method":"{method}","path":{_quoted(path)},'
-        f'"status":{record.status},"duration_ms":{seconds * 1000:.3f},"bytes":{size},'
+        f'"status":{record.status},"duration_us":{int(seconds * 1e6)},"bytes":{size},'
         f'"remote":"{remote or ""}","user_agent":{_quoted(agent)}}}\n'
     )
 

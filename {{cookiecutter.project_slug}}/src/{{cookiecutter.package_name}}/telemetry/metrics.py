@@ -4,6 +4,7 @@ Import it after slots.install(): a metric made before counts in this process alo
 """
 
 from bisect import bisect_left
+from functools import cache
 from time import perf_counter
 
 from aiohttp import hdrs, web
@@ -134,26 +135,22 @@ class Series:
         cells[index] += seconds
 
 
-_by_route: dict[tuple[str, AbstractRoute], Series] = {}
-_unmatched: dict[str, Series] = {}
+_by_route: dict[AbstractRoute, Series] = {}  # of the routes that have one method
+_by_labels = cache(Series)
 
 
 def _series(request: BaseRequest) -> Series:
     """Those of a request: as many as there are routes and methods, whatever clients ask for."""
-    method = request.method
     match: UrlMappingMatchInfo | None = getattr(request, "_match_info", None)
     route = None if match is None else match.route  # a request that could not be parsed has none
-    if route is not None and (known := _by_route.get((method, route))):
+    if route is not None and (known := _by_route.get(route)):
         return known
-    if method not in hdrs.METH_ALL:
-        method = OTHER_METHOD
+    method = request.method if request.method in hdrs.METH_ALL else OTHER_METHOD
     if route is None or route.resource is None:
-        if method not in _unmatched:
-            _unmatched[method] = Series(method, UNMATCHED)
-        return _unmatched[method]
-    series = Series(method, route.resource.canonical)
-    if method != OTHER_METHOD:
-        _by_route[method, route] = series
+        return _by_labels(method, UNMATCHED)
+    series = _by_labels(method, route.resource.canonical)
+    if route.method == method:
+        _by_route[route] = series
     return series
 
 

@@ -30,7 +30,7 @@ PACKAGE = next((Path(__file__).parents[1] / "src").glob("*/__main__.py")).parent
 client: Any = import_module(f"{PACKAGE}.compute.client")
 primes: Any = import_module(f"{PACKAGE}.tasks").primes
 
-ROUNDS = int(os.environ.get("ROUNDS", "7"))  # of two turns each
+ROUNDS = int(os.environ.get("ROUNDS", "15"))  # of two turns each
 TURN = 3.0  # seconds
 RATE = 200  # light requests a second
 HEAVY = 0.020  # seconds that a heavy task takes on a CPU of its own

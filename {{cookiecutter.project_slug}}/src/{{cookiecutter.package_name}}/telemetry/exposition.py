@@ -30,6 +30,7 @@ Numbers = list[float | None]  # by row; None where no file has one
 SLICE, PAUSE = 0.001, 0.0001  # seconds of work, after which the loop gets its turn
 BOUND = "\0bound\0"  # stands for the bound of every bucket, so that one is enough to be made
 CORRUPT = 0  # the row of all lines that make no sense
+DECODE = json.JSONDecoder().raw_decode  # json.loads looks for blanks around the value as well
 COMBINE: dict[str, Callable[[float, float], float]] = {
     "": operator.add,
     "sum": operator.add,
@@ -219,20 +220,19 @@ class Exposition:
     def _row(self, line: bytes, slot: int) -> int:
         """The row of a line that was not met before."""
         try:
-            typ, mode, name, sample, labels, text = json.loads(line.decode())
+            (typ, mode, name, sample, labels, text), _ = DECODE(line.decode())
             "".join((sample, *labels, *labels.values()))  # all of them are text
             if name not in self._families:
                 self._families[name] = _Family(Metric(name, text, typ))
             combine = COMBINE[mode]
             if mode == "all":
                 labels["worker"] = str(slot)
-            shared = {label: value for label, value in labels.items() if label != "le"}
-            bound = labels["le"] if typ == "histogram" and "le" in labels else None
+            bound = labels.pop("le", None) if typ == "histogram" else None
             float(bound or 0)
         except (ValueError, TypeError, KeyError, AttributeError):
             return CORRUPT
         children = self._families[name].children
-        child = children.setdefault(frozenset(shared.items()), _Child())
+        child = children.setdefault(frozenset(labels.items()), _Child())
         new = len(self._combine)
         row = child.row(sample, labels, bound, new)
         if row == new:

@@ -233,8 +233,8 @@ def test_every_setting_has_a_row_in_the_readme() -> None:
 
 def test_nothing_stays_behind(start: Start) -> None:
     service = start("serve")
+    wait_for(lambda: len(service.processes()) == 5)
     folder, processes = service.folder(), service.processes()
-    assert len(processes) == 5
     assert service.stop() == 0
     assert not [pid for pid in processes if running(pid)]
     assert not folder.exists()

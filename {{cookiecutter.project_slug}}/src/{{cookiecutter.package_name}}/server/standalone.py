@@ -83,6 +83,7 @@ class Standalone:
         except OSError as error:
             log.error("cannot listen on ADMIN_HOST=%s, ADMIN_PORT=%d: %s", host, port, error)
             self.stop.set()
+            self.tell_pool(signal.SIGQUIT)
             code = 1
         work = asyncio.ensure_future(self.work())
         await self.stop.wait()

@@ -183,6 +183,8 @@ class Service:
 
     def kill(self) -> None:
         """End everything that is left of it, the folder included that it could not remove."""
+        if self.process.poll() is not None:
+            return  # its number may be another's by now
         with suppress(OSError, StopIteration):
             if not self.env.get("PROMETHEUS_MULTIPROC_DIR"):
                 shutil.rmtree(self.folder())

@@ -7,6 +7,7 @@ they are idle, and not before: the kernel's accept queue is the queue of tasks.
 import asyncio
 import errno
 import json
+import select
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -99,12 +100,15 @@ class _TcpSocket(socket.socket):
 
     def connect(self, address: Any) -> None:
         patience = _patience.get()
+        answer = select.poll()
+        answer.register(self, select.POLLOUT)
 
         def give_up() -> None:
             try:
                 self.getpeername()
             except OSError:
-                if self.fileno() >= 0:  # else it is done, and closed
+                # not closed, as it is when all is done, and not refused either
+                if self.fileno() >= 0 and not answer.poll(0):
                     patience.reschedule(0)
 
         asyncio.get_running_loop().call_later(PATIENCE, give_up)

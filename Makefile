@@ -10,7 +10,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 
 SLUG := {{cookiecutter.project_slug}}
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint lock clean
+.PHONY: help install demo test soak lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,12 +35,19 @@ test: $(INSTALLED)  ## generate every supported combination and prove it
 	$(BIN)/pytest
 
 soak: $(INSTALLED)  ## the same behaviour under load, at full length
-	SOAK=1 $(BIN)/pytest tests/test_rolling.py tests/test_soak.py
+	SOAK=1 $(BIN)/pytest tests/test_rolling.py tests/test_runtime.py -k "rolling or at_length"
 
 lint: $(INSTALLED)  ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	cd tests/runtime && ../../$(BIN)/mypy --config-file ../../pyproject.toml .
+
+bench: $(INSTALLED)  ## measure a generated project: make bench NAME=telemetry|compute|memory
+	rm -rf build/bench
+	$(BIN)/cookiecutter . --no-input --default-config --output-dir build/bench >/dev/null
+	$(MAKE) --no-print-directory -C build/bench/my-service install
+	PROJECT=build/bench/my-service build/bench/my-service/.venv/bin/python benchmarks/$(NAME).py
 
 lock: $(INSTALLED)  ## pin the newest versions allowed, here and in the generated project
 	$(COMPILE) --group dev --output-file requirements-dev.txt

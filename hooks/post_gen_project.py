@@ -3,13 +3,11 @@
 import json
 import os
 import shlex
-import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
-JOB_TESTS = Path("tests").glob("*job*.py")
 # Only for the first commit of somebody whom git does not know yet.
 NOBODY = ("-c", "user.name=cookiecutter", "-c", "user.email=cookiecutter@localhost")
 
@@ -28,23 +26,8 @@ def first_commit() -> None:
     _ = git(*commit, message) or git(*NOBODY, *commit, message)
 
 
-def keep_what_was_chosen() -> None:
-    """Python files have no Jinja in them, so what the answers leave out goes here."""
-    package = Path("src", ANSWERS["package_name"])
-    variants = {"app_with_jobs.py": "app.py", "main_with_jobs.py": "__main__.py"}
-    if ANSWERS["job_queue"] == "redis":
-        for variant, name in variants.items():
-            (package / variant).replace(package / name)
-    else:
-        shutil.rmtree(package / "jobs")
-        for file in (*(package / name for name in (*variants, "job_views.py")), *JOB_TESTS):
-            file.unlink()
-
-
-keep_what_was_chosen()
-
 # Where the answers left out every file of a folder, the folder goes too.
-for folder in (".github/workflows", "k8s/keda"):
+for folder in (".github/workflows", "k8s/keda", f"src/{ANSWERS['package_name']}/runtime/jobs"):
     with suppress(OSError):
         os.removedirs(folder)
 

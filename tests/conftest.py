@@ -153,3 +153,19 @@ def installed(bake: Callable[..., Path]) -> Callable[..., Path]:
         return project
 
     return installed
+
+
+@pytest.fixture(scope="session")
+def equipped(installed: Callable[..., Path]) -> Callable[..., Path]:
+    """The same with what the runtime's tests need beyond the project's own."""
+
+    @functools.cache
+    def equipped(**answers: str) -> Path:
+        project = installed(**answers)
+        uv = Path(sys.executable).with_name("uv")
+        python = project / ".venv" / "bin" / "python"
+        tools = ROOT / "tests" / "runtime" / "requirements.txt"
+        run(uv, "pip", "install", "-qp", python, "--require-hashes", "-r", tools, cwd=project)
+        return project
+
+    return equipped

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import require, wait_for
 
+RUNTIME = Path(__file__).with_name("runtime")
 SOAK = bool(os.environ.get("SOAK"))
 RESTARTS = 10 if SOAK else 2
 TOLD_LATE = 2.0  # seconds from a change of readiness until the balancer knows
@@ -135,9 +136,9 @@ def test_rolling_restarts_lose_nothing(
             restart(second, first)
 
     async def under_load() -> Any:
-        sys.path.insert(0, str(project / "tests"))
+        sys.path.insert(0, str(RUNTIME))
         load = import_module("load").Load(balancer.port, keep_alive=False)
-        sys.path.remove(str(project / "tests"))
+        sys.path.remove(str(RUNTIME))
         load.start(8)
         await asyncio.to_thread(restart_in_turn)
         return await load.stop()

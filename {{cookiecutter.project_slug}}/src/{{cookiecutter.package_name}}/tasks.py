@@ -1,8 +1,8 @@
-"""Your CPU-heavy work: plain functions, marked `@task`, run by `await compute.run(...)`."""
+"""Yours: CPU-heavy work: plain functions, marked `@task`, run by `await compute.run(...)`."""
 
 from math import isqrt
 
-from .compute import task
+from .runtime import task
 
 
 @task

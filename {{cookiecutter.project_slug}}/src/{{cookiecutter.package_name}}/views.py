@@ -4,28 +4,29 @@ import os
 
 from aiohttp import web
 
-from .compute import client as compute
-from .settings import service
+from .runtime import compute, service
+from .settings import SETTINGS
 from .tasks import primes
 
 routes = web.RouteTableDef()
-SERVICE, VERSION = service()
 
 
-def _greeting(name: object) -> web.Response:
+def _greeting(request: web.Request, name: object) -> web.Response:
     if not isinstance(name, str) or not 0 < len(name.strip()) <= 100:
         raise web.HTTPUnprocessableEntity(text="name: give a text of 1 to 100 characters")
-    return web.json_response({"hello": name})
+    greeting = request.app[SETTINGS].greeting.replace("{name}", name)
+    return web.json_response({"greeting": greeting})
 
 
 @routes.get("/")
 async def index(request: web.Request) -> web.Response:
-    return web.json_response({"service": SERVICE, "version": VERSION, "worker": os.getpid()})
+    name, version = service()
+    return web.json_response({"service": name, "version": version, "worker": os.getpid()})
 
 
 @routes.get("/greet/{name}")
 async def greet(request: web.Request) -> web.Response:
-    return _greeting(request.match_info["name"])
+    return _greeting(request, request.match_info["name"])
 
 
 @routes.post("/greet")
@@ -34,7 +35,7 @@ async def greet_body(request: web.Request) -> web.Response:
         body = await request.json()
     except ValueError:
         raise web.HTTPBadRequest(text='the body is no JSON; send {"name": "…"}') from None
-    return _greeting(body.get("name") if isinstance(body, dict) else None)
+    return _greeting(request, body.get("name") if isinstance(body, dict) else None)
 
 
 @routes.get(r"/primes/{limit:\d{1,7}}")

@@ -1,0 +1,27 @@
+"""The runtime's one public face: all that app, views, tasks and settings need of it.
+
+`jobs` is here too where the project was generated with a job queue.
+"""
+
+from . import compute
+from .cli import command_line
+from .compute import task
+from .options import Settings
+from .parts import Parts, service
+from .settings import SettingsError, boolean, one_of, seconds, setting, size, whole
+
+__all__ = [
+    "Parts",
+    "Settings",
+    "SettingsError",
+    "boolean",
+    "command_line",
+    "compute",
+    "one_of",
+    "seconds",
+    "service",
+    "setting",
+    "size",
+    "task",
+    "whole",
+]

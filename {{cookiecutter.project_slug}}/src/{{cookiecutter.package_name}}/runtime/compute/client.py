@@ -1,0 +1,194 @@
+"""The web workers' side of the compute pool.
+
+A task is one HTTP request on a connection of its own. The pool's workers accept a connection when
+they are idle, and not before: the kernel's accept queue is the queue of tasks.
+"""
+
+import asyncio
+import errno
+import json
+import select
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar
+
+import aiohttp
+from aiohttp import web
+from aiohttp.client_exceptions import UnixClientConnectorError
+
+from ..logs import current_id
+from ..metrics import catalogue
+from ..settings import Settings
+from . import registry
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PATIENCE = 0.03  # seconds for a TCP connection to be accepted by the kernel at the other end
+
+
+class ComputeError(Exception):
+    """A task gave no result; `status` is what to answer the client with."""
+
+    status = 500
+    retry_after: int | None = None
+
+
+class TaskError(ComputeError):
+    """The task raised an exception: `type` is the name of its class."""
+
+    def __init__(self, task: str, type_name: str, message: str) -> None:
+        super().__init__(f"{task} raised {type_name}: {message}")
+        self.type = type_name
+        self.message = message
+
+
+class WorkerDiedError(ComputeError):
+    """The worker process ended in the middle of the task."""
+
+
+class QueueFullError(ComputeError):
+    """All workers are busy and COMPUTE_BACKLOG tasks wait. This one was not started."""
+
+    status = 503
+    retry_after: int | None = 1
+
+
+class PoolDownError(ComputeError):
+    """There is nobody at COMPUTE_URL. The task was not started."""
+
+    status = 503
+    retry_after: int | None = 5
+
+
+class DeadlineError(ComputeError):
+    """COMPUTE_TIMEOUT passed, in the queue or in the task."""
+
+    status = 504
+
+
+class _UnixConnector(aiohttp.UnixConnector):
+    """Connects by itself: a unix socket does so at once or never.
+
+    asyncio takes the EAGAIN of a full queue for a connection under way, and goes on with a socket
+    that is connected to nothing. uvloop does not.
+    """
+
+    async def _create_connection(self, req: Any, *_: Any) -> Any:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(self.path)
+        except OSError as error:
+            sock.close()
+            raise UnixClientConnectorError(self.path, req.connection_key, error) from error
+        # mypy sees a property of the base class where there is a callable
+        factory: Any = self._factory
+        return (await self._loop.create_unix_connection(factory, sock=sock))[1]
+
+
+_patience: ContextVar[asyncio.Timeout] = ContextVar("patience")
+
+
+class _TcpSocket(socket.socket):
+    """Gives up when the other end stays silent.
+
+    That is how a full queue answers; the kernel would ask it again after a second. A plain timeout
+    would also expire where this loop was late to notice that it is connected.
+    """
+
+    def connect(self, address: Any) -> None:
+        patience = _patience.get()
+        answer = select.poll()
+        answer.register(self, select.POLLOUT)
+
+        def give_up() -> None:
+            try:
+                self.getpeername()
+            except OSError:
+                # not closed, as it is when all is done, and not refused either
+                if self.fileno() >= 0 and not answer.poll(0):
+                    patience.reschedule(0)
+
+        asyncio.get_running_loop().call_later(PATIENCE, give_up)
+        super().connect(address)
+
+
+_session: aiohttp.ClientSession | None = None
+
+
+def context(settings: Settings) -> Callable[[web.Application], AsyncIterator[None]]:
+    """For `cleanup_ctx`: while it is open, this process can run tasks."""
+
+    async def hold(app: web.Application) -> AsyncIterator[None]:
+        global _session
+        url = settings.compute_url
+        connector: aiohttp.BaseConnector
+        if url is None:
+            yield
+            return
+        if url.startswith("unix:"):
+            connector = _UnixConnector(url.removeprefix("unix:"), limit=0, force_close=True)
+            url = "http://compute"
+        else:
+            connector = aiohttp.TCPConnector(
+                limit=0, force_close=True, socket_factory=lambda info: _TcpSocket(*info[:3])
+            )
+        async with aiohttp.ClientSession(
+            url,
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=settings.compute_timeout),
+        ) as session:
+            outer, _session = _session, session
+            yield
+            _session = outer
+
+    return hold
+
+
+async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """The result of `task`, called with these arguments in a process of the compute pool.
+
+    When the caller is cancelled, a task that still waits in the queue is not started.
+
+    Raises:
+        ComputeError: when there is no result; each subclass says why.
+        TypeError: when the arguments do not fit the task.
+    """
+    called = registry.find(task)
+    body = json.dumps(called.arguments(*args, **kwargs), allow_nan=False).encode()
+    name = called.name
+    if _session is None:
+        raise PoolDownError(f"{name}: this process has no pool; set COMPUTE_URL")
+    seconds = _session.timeout.total
+    headers = {
+        "Compute-Sent": str(time.time()),
+        "Compute-Timeout": str(seconds),
+        "X-Request-ID": current_id(),
+    }
+    try:
+        async with asyncio.timeout(None) as patience:
+            _patience.set(patience)
+            async with _session.post(f"/{name}", data=body, headers=headers) as response:
+                status, answer = response.status, await response.json(content_type=None)
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ValueError) as error:
+        catalogue.COMPUTE_TASKS.labels(name, "crashed").inc()
+        raise WorkerDiedError(f"{name}: its worker died") from error
+    except OSError as error:  # a TimeoutError is one
+        if patience.expired() or error.errno == errno.EAGAIN:
+            catalogue.COMPUTE_REJECTED.inc()
+            raise QueueFullError(f"{name}: the queue is full") from error
+        if isinstance(error, TimeoutError):
+            raise DeadlineError(f"{name}: no result within {seconds} s") from error
+        # nobody there; or reset by the kernel, before any worker had read the request
+        raise PoolDownError(f"{name}: {error}") from error
+    match status:
+        case 200:
+            return answer["result"]  # type: ignore[no-any-return]
+        case 500:
+            raise TaskError(name, answer["type"], answer["message"])
+        case 504:
+            raise DeadlineError(f"{name}: {answer['message']}")
+    raise ComputeError(f"{name}: the pool answered {status}: {answer['message']}")

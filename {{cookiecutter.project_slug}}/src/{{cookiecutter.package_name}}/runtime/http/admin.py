@@ -1,0 +1,46 @@
+"""The admin application: probes and metrics, on a port of its own, served by every worker."""
+
+import asyncio
+from typing import Protocol
+
+from aiohttp import web
+
+from ..metrics.exposition import scrape
+
+
+class Pool(Protocol):
+    """What the probes ask of the process model."""
+
+    @property
+    def trouble(self) -> str: ...  # why it is not ready; empty when it is
+
+
+def create_admin(pool: Pool) -> web.Application:
+    """Build the admin application of a worker.
+
+    Any worker answers for all of them: a scrape sums over the processes, and readiness is that of
+    the pool. A worker that is recycled does not make the pod unready.
+    """
+
+    async def alive(request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def ready(request: web.Request) -> web.Response:
+        trouble = pool.trouble
+        return web.Response(status=503 if trouble else 200, text=f"{trouble or 'ok'}\n")
+
+    async def metrics(request: web.Request) -> web.Response:
+        accept = request.headers.get("Accept", "")
+        body, content_type = await asyncio.to_thread(scrape, accept)
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/livez", alive),
+            web.get("/readyz", ready),
+            web.get("/startupz", alive),
+            web.get("/metrics", metrics),
+        ]
+    )
+    return app

@@ -1,0 +1,170 @@
+"""A leased number per process, so that a worker's successor goes on counting in the same files.
+
+prometheus_client names the files of a process after its PID, and a scrape reads those of every
+process that ever lived: 1,000 dead workers make 1.8 s and 168 MB of it. Here the name is a *slot*,
+the lowest number that no living process holds. Holding slot k is a POSIX lock on byte k of one
+file: the kernel drops it however the process ends, and a fork does not inherit it. Closing any
+descriptor of the file would drop it too, therefore the file is opened once and never closed.
+"""
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import re
+import shutil
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE = "slots.lock"
+MAX_SLOTS = 4096
+COUNTS, GAUGES = "counts", "gauges"  # a slot's files: what outlives its holder, and what does not
+KEYS, CELLS = ".keys", ".cells"
+FILE = re.compile(rf"({COUNTS}|{GAUGES})_(\d+)({KEYS}|{CELLS})").fullmatch
+
+_folder = Path()
+_lock_fd = -1
+_slot: int | None = None
+_lost = mmap.mmap(-1, 1)  # shared with all forks: whether a process counts where no scrape sees it
+
+
+def _forget() -> None:
+    global _slot
+    _slot = None
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def _gate() -> Iterator[None]:
+    """One process at a time looks for free slots; otherwise looking would make them seem taken."""
+    fcntl.lockf(_lock_fd, fcntl.LOCK_EX, 1, MAX_SLOTS)
+    try:
+        yield
+    finally:
+        fcntl.lockf(_lock_fd, fcntl.LOCK_UN, 1, MAX_SLOTS)
+
+
+def _lock(start: int, length: int = 1) -> bool:
+    try:
+        fcntl.lockf(_lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
+
+
+def _unlock(start: int, length: int = 1) -> None:
+    fcntl.lockf(_lock_fd, fcntl.LOCK_UN, length, start)
+
+
+def install(folder: Path) -> None:
+    """Lease slots in `folder` from now on.
+
+    Files that an earlier run left there are removed, unless a living process (another container
+    of the pod) counts in the same folder: then those files go on being counted in.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    global _folder, _lock_fd
+    _lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    _folder = folder
+    with _gate():
+        if _lock(0, MAX_SLOTS):
+            for file in folder.iterdir():
+                if FILE(file.name):
+                    file.unlink()
+            _unlock(0, MAX_SLOTS)
+
+
+def installed() -> bool:
+    """Whether there is a folder to count in."""
+    return _lock_fd >= 0
+
+
+def folder() -> Path:
+    """Where this process counts."""
+    return _folder
+
+
+def slot() -> int:
+    """This process's slot, leased at the first call.
+
+    Raises:
+        OSError: when there are no slots, or all are taken.
+    """
+    global _slot
+    if _slot is None:
+        with _gate():
+            _slot = next((k for k in range(MAX_SLOTS) if _lock(k)), None)
+            if _slot is None:
+                raise OSError(errno.EUSERS, f"more than {MAX_SLOTS} processes count", str(_folder))
+            for suffix in (KEYS, CELLS):  # what the slot's last holder showed of itself
+                (_folder / f"{GAUGES}_{_slot}{suffix}").unlink(missing_ok=True)
+    return _slot
+
+
+def label() -> str:
+    """This process as the value of a label: its slot, as a PID would be a new series every time."""
+    try:
+        return str(slot())
+    except OSError:
+        return "none"
+
+
+def held(slots: Iterable[int]) -> dict[int, int]:
+    """Which of these slots living processes hold, and their PIDs (0 for one out of sight)."""
+    with _gate():
+        found = {}
+        for k in slots:
+            if k == _slot:
+                found[k] = os.getpid()
+            elif _lock(k):
+                _unlock(k)
+            else:
+                found[k] = _holder(k)
+        return found
+
+
+def _holder(k: int) -> int:
+    if sys.platform != "linux":
+        return 0
+    lock = "hhqqi0q"  # struct flock; the kernel answers with 0 for a process of another container
+    asked = struct.pack(lock, fcntl.F_WRLCK, os.SEEK_SET, k, 1, 0)
+    return int(struct.unpack(lock, fcntl.fcntl(_lock_fd, fcntl.F_GETLK, asked))[4])
+
+
+def lose(error: OSError) -> None:
+    """Say once, whichever process is the first to find out, that metrics cannot be kept."""
+    if not _lost[0]:
+        _lost[0] = 1
+        log.error(
+            "metrics are incomplete from now on, requests are not affected: %s; "
+            "PROMETHEUS_MULTIPROC_DIR must have room, and stay; restart when it does",
+            error,
+        )
+
+
+def losing() -> bool:
+    """Whether any process has counts that a scrape does not show."""
+    return bool(_lost[0])
+
+
+def remove_if_last() -> None:
+    """Leave, and remove the folder if nobody else counts in it."""
+    global _slot
+    with _gate():
+        if _slot is not None:
+            _unlock(_slot)
+            _slot = None
+        if _lock(0, MAX_SLOTS):
+            shutil.rmtree(_folder, ignore_errors=True)

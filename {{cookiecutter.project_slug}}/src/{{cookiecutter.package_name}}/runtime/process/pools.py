@@ -1,0 +1,111 @@
+"""The two pools: what they listen on, what their workers load, how long they have.
+
+The libraries and the platform are imported here, before the fork, so that the workers share their
+memory. The application is imported in the workers only: so SIGHUP loads new code, and code that
+does not import takes no management process down.
+"""
+
+import math
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import Any
+
+from .. import options
+from ..compute import server as compute
+from ..http import admin, edge
+from ..metrics import catalogue, slots
+from ..parts import Parts
+from ..settings import Settings
+from . import limits
+from .arbiter import Pool
+from .scoreboard import Scoreboard, State
+from .worker import Served, WebWorker, ready_for_signals
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def web_pool(settings: options.Settings, parts: Parts) -> Pool:
+    """Workers that serve the public port and the admin port."""
+    import_module(settings.event_loop)
+    contexts = options.contexts(settings)
+
+    def load() -> Callable[[Scoreboard], Awaitable[Served]]:
+        create_app = parts.load_create_app()
+
+        async def build(scoreboard: Scoreboard) -> Served:
+            application = await create_app()
+            for place, context in enumerate(contexts):
+                application.cleanup_ctx.insert(place, context)
+            around = edge.Edge(application)
+            return Served(
+                application,
+                admin.create_admin(scoreboard),
+                edge.Protocol,
+                around.wrap,
+                around.close_connections,
+            )
+
+        return build
+
+    return Pool(
+        name="web",
+        options={
+            "bind": [
+                _address(settings.host, settings.port),
+                _address(settings.admin_host, settings.admin_port),
+            ],
+            "worker_class": WebWorker,
+            "backlog": settings.backlog,
+            "max_requests": settings.max_requests,
+            "max_requests_jitter": settings.max_requests // 5,
+        },
+        load=load,
+        count=limits.web_workers,
+        timeout=settings.worker_timeout,
+        budget=settings.lame_duck + settings.graceful_timeout,
+        workers=catalogue.WORKERS,
+        exits=catalogue.WORKER_EXITS,
+    )
+
+
+def compute_pool(settings: Settings, parts: Parts) -> Pool:
+    """Stock sync workers: an idle one takes a connection, which is a task."""
+
+    def load() -> Any:
+        parts.load_tasks()
+        return compute.application(settings.compute_timeout)
+
+    def serving(worker: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ready_for_signals()
+        catalogue.WORKER_INFO.labels(slots.label(), "compute").set(1)
+        worker.scoreboard.set_state(worker.row, State.SERVING)
+        os.kill(worker.ppid, signal.SIGCHLD)
+
+    url = settings.compute_url or ""
+    # http://… names the Service in front of the pool, not what a process can listen on
+    bind = url if url.startswith("unix:") else _address(settings.host, settings.port)
+    return Pool(
+        name="compute",
+        options={
+            "bind": bind,
+            "worker_class": "sync",
+            "backlog": settings.compute_backlog,
+            "max_requests": settings.compute_max_tasks,
+            "max_requests_jitter": settings.compute_max_tasks // 5,
+            "timeout": math.ceil(settings.compute_timeout) + 1,
+            "post_fork": compute.post_fork,
+            "post_worker_init": serving,
+        },
+        load=load,
+        count=limits.compute_workers,
+        # a task is stopped at its deadline from inside; this is for code that lets nothing in
+        timeout=settings.compute_timeout + 1,
+        budget=settings.graceful_timeout,
+        workers=catalogue.COMPUTE_WORKERS,
+        exits=catalogue.COMPUTE_WORKER_EXITS,
+    )

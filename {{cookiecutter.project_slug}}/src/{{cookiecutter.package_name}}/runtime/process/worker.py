@@ -1,0 +1,210 @@
+"""The web worker: one process, one event loop, one Application, and an end that nobody notices.
+
+aiohttp's own GunicornWebWorker listens again with another backlog, notices SIGTERM up to a second
+late, drops keep-alive requests when it is recycled, and skips on_cleanup when a request outlives
+the drain. All of it is replaced here, so this is a gunicorn worker of its own.
+"""
+
+import asyncio
+import faulthandler
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from gunicorn.workers.base import Worker
+
+from ..http import recording
+from ..metrics import catalogue, loop
+from .acceptor import Acceptor
+from .scoreboard import HEARTBEAT, Scoreboard, State
+
+if TYPE_CHECKING:
+    from .arbiter import Service
+
+log = logging.getLogger(__name__)
+
+TICK = 0.1  # seconds between two looks while draining
+QUIET_TICKS = 10  # looks without a request until an idle keep-alive client counts as gone
+CLEANUP_SHARE = 0.2  # of GRACEFUL_TIMEOUT, kept for on_cleanup
+QUICKLY = 1.0  # seconds instead of GRACEFUL_TIMEOUT after SIGINT or SIGQUIT
+STRAGGLERS = 0.1  # seconds for cancelled handlers to end
+
+
+class Served(NamedTuple):
+    """What a worker serves. The process model itself knows nothing of HTTP beyond this."""
+
+    app: web.Application
+    admin: web.Application
+    protocol: type[RequestHandler]
+    wrap: Callable[[web.Server], None]
+    close_connections: Callable[[], None]  # say so in every response from now on
+
+
+def ready_for_signals() -> None:
+    """In a fresh worker: the stack on SIGABRT, and the signals that were held back by the fork."""
+    faulthandler.enable()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+
+class WebWorker(Worker):
+    """Serves the Application on the first listener and the admin application on the second."""
+
+    app: "Service"
+    row: int  # on the scoreboard; the arbiter sets both before the fork
+    scoreboard: Scoreboard
+
+    def init_signals(self) -> None:
+        for number in self.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        # a terminal sends these to the whole group: the arbiter's answer is the one that counts
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        ready_for_signals()
+
+    def run(self) -> None:
+        self.booted = False
+        loop = import_module(self.app.settings.event_loop)
+        with asyncio.Runner(loop_factory=loop.new_event_loop) as runner:
+            runner.run(self._live())
+
+    async def _live(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._quick = asyncio.Event()
+        self.loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        self.loop.add_signal_handler(signal.SIGQUIT, self._leave_quickly)
+        heartbeat = asyncio.ensure_future(self._beat())
+        boot = asyncio.ensure_future(self._boot())
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({boot, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not boot.done():
+                boot.cancel()
+                await asyncio.wait({boot})
+                return
+            await boot
+            await stop
+            await self._drain()
+        finally:
+            stop.cancel()
+            heartbeat.cancel()
+
+    def _leave_quickly(self) -> None:
+        self._quick.set()
+        self._stop.set()
+
+    async def _boot(self) -> None:
+        settings = self.app.settings
+        build: Any = self.wsgi  # what gunicorn calls so, here Service.load()'s answer
+        served: Served = await build(self.scoreboard)
+        self._served = served
+        self._runner = web.AppRunner(served.app)
+        self._admin = web.AppRunner(
+            served.admin, access_log=None, keepalive_timeout=settings.keepalive, shutdown_timeout=1
+        )
+        await self._runner.setup()
+        await self._admin.setup()
+        assert self._runner.server is not None
+        self._server = server = self._runner.server
+        served.wrap(server)
+
+        base: Any = served.protocol
+
+        class Connection(base):  # type: ignore[misc]
+            __slots__ = ()
+
+            def connection_lost(_, exc: BaseException | None) -> None:  # noqa: N805
+                self._acceptor.closed()
+                super().connection_lost(exc)
+
+        def connect() -> RequestHandler:
+            # made here, because Server drops every option when one of them is mistyped
+            return Connection(
+                server,
+                loop=self.loop,
+                keepalive_timeout=settings.keepalive,
+                logger=log,
+                access_log_class=recording.Recorder,
+                access_log=log,
+            )
+
+        listeners: Any = self.sockets
+        public, admin = (listener.sock for listener in listeners)
+        self._acceptor = Acceptor(public, connect, self.scoreboard, self.row)
+        self._acceptor.start()
+        await web.SockSite(self._admin, admin, backlog=settings.backlog).start()
+        self._watch = asyncio.ensure_future(loop.watch(lambda: len(server.connections)))
+        self.booted = True
+        catalogue.WORKER_BOOTS.inc()
+        self._tell(State.SERVING)
+
+    def _tell(self, state: State) -> None:
+        """Show the state to the arbiter, and wake it."""
+        self.scoreboard.set_state(self.row, state)
+        with suppress(ProcessLookupError):
+            os.kill(self.ppid, signal.SIGCHLD)
+
+    async def _beat(self) -> None:
+        while True:
+            self.notify()
+            if os.getppid() != self.ppid:
+                log.error("the arbiter is gone: leaving")
+                self._leave_quickly()
+            elif (
+                self.scoreboard.state(self.row) == State.SERVING
+                and self._server.requests_count > self.max_requests
+            ):
+                self._tell(State.RECYCLE)
+            await asyncio.sleep(HEARTBEAT)
+
+    async def _drain(self) -> None:
+        settings = self.app.settings
+        whole_pool = self.scoreboard.shutting_down
+        self._served.close_connections()
+        if whole_pool and not self._quick.is_set():
+            # still accepting, as the balancer has yet to hear of it
+            catalogue.LAME_DUCK.set(1)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._quick.wait(), settings.lame_duck)
+        self.scoreboard.set_state(self.row, State.DRAINING)
+        grace = QUICKLY if self._quick.is_set() else settings.graceful_timeout
+        end = self.loop.time() + grace
+        self._acceptor.stop()
+        if not whole_pool:  # the others answer probes and scrapes; else it is us, until the end
+            for site in self._admin.sites:
+                await site.stop()
+        await self._until(end, "on_shutdown", self._runner.app.shutdown())
+        await self._until_quiet(end - grace * CLEANUP_SHARE)
+        await self._server.shutdown(STRAGGLERS)
+        await self._until(end, "on_cleanup", self._runner.app.cleanup())
+        await self._admin.cleanup()
+        self._watch.cancel()
+
+    async def _until(self, end: float, name: str, step: Awaitable[None]) -> None:
+        """Whatever becomes of a step of the application's, the next ones are taken."""
+        try:
+            await asyncio.wait_for(step, max(end - self.loop.time(), 0.1))
+        except TimeoutError:
+            log.error("%s did not end within GRACEFUL_TIMEOUT: leaving it", name)
+        except Exception:
+            log.exception("%s failed", name)
+
+    async def _until_quiet(self, limit: float) -> None:
+        """Wait for the requests in flight, and for keep-alive clients to send their last one."""
+        quiet, seen = 0, -1
+        while self._server._connections and quiet < QUIET_TICKS and self.loop.time() < limit:
+            # the flag holds until the last byte of the response is written
+            busy = any(c._request_in_progress for c in self._server._connections)
+            if busy or self._server.requests_count != seen:
+                quiet, seen = 0, self._server.requests_count
+            elif self._quick.is_set():
+                break
+            else:
+                quiet += 1
+            await asyncio.sleep(TICK)

@@ -1,0 +1,188 @@
+"""The runtime's settings, and how each is read: from the environment, once, validated together."""
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self, dataclass_transform
+
+
+class SettingsError(Exception):
+    """One or more settings are wrong; the message names each of them with its value."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("wrong settings:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def _number(text: str, kind: type[int] | type[float], low: float, high: float) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = kind(-1)
+    if not low <= number <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"give {what} from {low:g} to {high:g}")
+    return number
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    return lambda text: _number(text, int, low, high)
+
+
+def seconds(low: float, high: float = 86_400) -> Callable[[str], float]:
+    return lambda text: _number(text, float, low, high)
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError("give " + " or ".join(choices))
+        return text.lower()
+
+    return parse
+
+
+def boolean(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "off"):
+        return False
+    raise ValueError("give true or false")
+
+
+def address(text: str) -> str:
+    if text == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("give an IP address to listen on, such as 0.0.0.0 or ::") from None
+
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def size(text: str) -> int:
+    """Bytes of a quantity written as Kubernetes does."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kMG]?i?)", text)
+    if match is None or match[2] not in _UNITS or not float(match[1]):
+        raise ValueError("give a size in bytes, or with a unit such as 96Mi or 1Gi")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def folder(text: str) -> Path:
+    path = Path(text)
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{existing} cannot be written; mount a tmpfs or an emptyDir there, or leave it unset"
+        )
+    return path.absolute()
+
+
+def compute_url(text: str) -> str:
+    if not re.fullmatch(r"unix:/.+|https?://[^/\s]+/?", text):
+        raise ValueError("give unix:/path/of/a.sock or http://host:port")
+    if text.startswith("unix:") and len(text) > 105:
+        raise ValueError("the path of a unix socket has at most 100 characters")
+    return text.rstrip("/")
+
+
+HIDDEN = "***"
+
+
+def setting(default: Any, parse: Callable[[str], Any], *, secret: bool = False) -> Any:
+    """A field of Settings.
+
+    Args:
+        parse: reads the text of the environment; raises ValueError with the rule where it is wrong.
+        secret: whether the value is shown as *** wherever settings are shown.
+    """
+    return field(default=default, metadata={"parse": parse, "secret": secret})
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
+class _Dataclass:
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True, repr=False)(cls)
+
+
+class Settings(_Dataclass):
+    """What the environment says; `HOST` is `host`. Times are in seconds, sizes in bytes."""
+
+    host: str = setting("0.0.0.0", address)
+    port: int = setting(8080, whole(1, 65535))
+    admin_host: str = setting("0.0.0.0", address)
+    admin_port: int = setting(8081, whole(1, 65535))
+    backlog: int = setting(2048, whole(1, 65535))
+
+    web_concurrency: int | None = setting(None, whole(1, 512))
+    worker_memory: int = setting(96 * 2**20, size)
+    cpu_request: int | None = setting(None, whole(1, 10**6))
+    cpu_limit: int | None = setting(None, whole(1, 10**6))
+    memory_limit: int | None = setting(None, size)
+
+    event_loop: str = setting("uvloop", one_of("uvloop", "asyncio"))
+    graceful_timeout: float = setting(20.0, seconds(1))
+    lame_duck: float = setting(5.0, seconds(0))
+    worker_timeout: float = setting(30.0, seconds(2))
+    max_requests: int = setting(0, whole(0, 10**9))
+
+    keepalive: float = setting(75.0, seconds(0))
+    max_body: int = setting(2**20, size)
+
+    log_level: str = setting("info", one_of("debug", "info", "warning", "error", "critical"))
+    log_format: str = setting("json", one_of("json", "console"))
+    access_log: bool = setting(True, boolean)
+    prometheus_multiproc_dir: Path | None = setting(None, folder)
+
+    compute_url: str | None = setting(None, compute_url)
+    compute_concurrency: int | None = setting(None, whole(1, 512))
+    compute_backlog: int = setting(64, whole(1, 65535))
+    compute_timeout: float = setting(30.0, seconds(0.1))
+    compute_max_tasks: int = setting(1000, whole(0, 10**9))
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
+        """Read and check every setting. An empty value counts as unset.
+
+        Raises:
+            SettingsError: with all that is wrong at once.
+        """
+        values: dict[str, Any] = {}
+        problems = []
+        for field_ in fields(cls):
+            name = field_.name.upper()
+            text = env.get(name, "").strip()
+            if text:
+                try:
+                    values[field_.name] = field_.metadata["parse"](text)
+                except ValueError as error:
+                    problem = f"{name}={text!r}: {error}"
+                    secret = field_.metadata["secret"]
+                    problems.append(problem.replace(text, HIDDEN) if secret else problem)
+        settings = cls(**values)
+        if settings.port == settings.admin_port:
+            problems.append(
+                f"ADMIN_PORT={settings.admin_port}: is PORT too; give each a port of its own"
+            )
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.as_json()})"
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings by the names of their variables, ready for json.dumps."""
+        shown = {}
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if field_.metadata["secret"] and value is not None:
+                value = HIDDEN
+            elif not isinstance(value, int | float | str | None):
+                value = str(value)
+            shown[field_.name.upper()] = value
+        return shown

@@ -1,14 +1,88 @@
 """Refuses answers that would break the project later: all of them in one message."""
 
+from __future__ import annotations  # an old Python, too, gets as far as the words for it
+
 import json
 import keyword
+import os
 import re
+import shlex
 import sys
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
+BY_CRUFT = "_commit" in ANSWERS
+OLDEST_COOKIECUTTER = (2, 6)
+OLDEST_PYTHON = (3, 10)  # for cookiecutter and this; the project has its own
+
+
+def is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def marked(value: str) -> str:
+    """A wrong answer as it stands in the command that takes the answers again."""
+    line = "".join(" " if is_control(character) else character for character in value)
+    return f">>> {line} <<<"
+
+
+def is_marked(value: str) -> bool:
+    return value.startswith(">>> ") and value.endswith(" <<<")
+
+
+def the_same_again(wrong: set[str]) -> str:
+    """The command that takes the same answers, those in `wrong` marked."""
+    given = {
+        key: marked(value) if key in wrong and not is_marked(value) else value
+        for key, value in ANSWERS.items()
+        # Where cookiecutter is too old, lists and dictionaries are no answers.
+        if not key.startswith("_") and isinstance(value, str)
+    }
+    command = ["cruft", "create"] if BY_CRUFT else ["cookiecutter"]
+    output = ANSWERS.get("_output_dir", "")
+    if output != os.environ.get("PWD", output):
+        command += ["--output-dir", output]
+    if ANSWERS.get("_checkout"):
+        command += ["--checkout", ANSWERS["_checkout"]]
+    command += ["--no-input", ANSWERS["_template"]]
+    if BY_CRUFT:
+        context = json.dumps(given, ensure_ascii=False, indent=4)
+        return f"{shlex.join(command)} --extra-context {shlex.quote(context)}"
+    answers = (f"{key}={shlex.quote(value)}" for key, value in given.items())
+    return " \\\n        ".join([shlex.join(command), *answers])
+
+
+def refuse(why: str, wrong: set[str]) -> NoReturn:
+    what = ": put right what is between >>> and <<<" if wrong else ""
+    print(
+        f"\nNothing was generated: {why}\n\nNothing else is wrong; a traceback below is only how"
+        f" cookiecutter stops.\nThe same answers again{what}\n\n    {the_same_again(wrong)}\n",
+        file=sys.stderr,
+    )
+    sys.exit(1)
+
+
+if sys.version_info < OLDEST_PYTHON:
+    refuse(
+        f"cookiecutter runs on Python {sys.version_info[0]}.{sys.version_info[1]} here, and this"
+        " template needs 3.10 or newer.\nInstall cookiecutter with a newer one, for example:"
+        " pipx install --python python3.13 cookiecutter",
+        set(),
+    )
+
+from importlib.metadata import PackageNotFoundError, version  # noqa: E402
+
+# Where its metadata is out of reach, it is nobody's old package.
+with suppress(PackageNotFoundError):
+    if tuple(map(int, version("cookiecutter").split(".")[:2])) < OLDEST_COOKIECUTTER:
+        refuse(
+            f"this is cookiecutter {version('cookiecutter')}, and this template needs 2.6 or"
+            " newer.\nInstall a newer one, for example: pipx install cookiecutter",
+            set(),
+        )
 
 # What a worker needs, as in the generated settings.py, and the share of the limit for workers.
 WORKER_MEMORY = 96 * 2**20
@@ -41,11 +115,13 @@ def refused(key: str, why: str, rule: str, example: str) -> str:
 
 def line_problem(key: str, example: str) -> str | None:
     text = ANSWERS[key]
-    if text.strip() and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text):
+    if is_marked(text):
+        why = "still has its marks"
+    elif not text.strip() or any(map(is_control, text)):
+        why = "is not one line of text"
+    else:
         return None
-    return refused(
-        key, "is not one line of text", "one line, not empty, no control characters", example
-    )
+    return refused(key, why, "one line, not empty, no control characters", example)
 
 
 def slug_problem() -> str | None:
@@ -137,8 +213,8 @@ def memory_problem() -> str | None:
 
 def leave_nothing_behind() -> None:
     """A slug with slashes made folders around this one, and cookiecutter removes only this one."""
-    out = Path(ANSWERS["_output_dir"])
     project = Path.cwd()
+    out = Path(ANSWERS.get("_output_dir", project.parent))
     if out in project.parent.parents:
         with suppress(OSError):
             for folder in (project, *project.parents):
@@ -147,18 +223,17 @@ def leave_nothing_behind() -> None:
                 folder.rmdir()
 
 
-problems = [
-    line_problem("project_name", "My Service"),
-    slug_problem(),
-    package_problem(),
-    line_problem("description", "Greets people."),
-    line_problem("author", "Ada Lovelace"),
-    image_problem(),
-    cpu_problem(),
-    memory_problem(),
-]
-if any(problems):
-    print("\nNothing was generated: these answers would not work.\n", file=sys.stderr)
-    print(*filter(None, problems), sep="\n", end="\n\n", file=sys.stderr)
+problems = {
+    "project_name": line_problem("project_name", "My Service"),
+    "project_slug": slug_problem(),
+    "package_name": package_problem(),
+    "description": line_problem("description", "Greets people."),
+    "author": line_problem("author", "Ada Lovelace"),
+    "image": image_problem(),
+    "cpu_limit": cpu_problem(),
+    "memory_limit": memory_problem(),
+}
+wrong = {key: problem for key, problem in problems.items() if problem}
+if wrong:
     leave_nothing_behind()
-    sys.exit(1)
+    refuse("these answers would not work.\n\n" + "\n".join(wrong.values()), set(wrong))

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,42 @@ def test_refuses_all_wrong_answers_at_once(cookiecutter: Cookiecutter, tmp_path:
     assert done.returncode != 0
     assert done.stdout.count("Rule:") == len(EXAMPLES)
     assert not list(tmp_path.iterdir())
+
+
+def again(message: str) -> str:
+    """The command that a refusal gives."""
+    (command,) = re.findall(r"^The same answers again.*?\n\n(.*?)\n\n", message, re.M | re.S)
+    return str(command)
+
+
+@pytest.mark.parametrize("name", ["quotes", "backslashes", "unicode", "markup and shell"])
+def test_a_refusal_gives_the_command_that_takes_the_same_answers(
+    name: str, cookiecutter: Cookiecutter, bake: Bake, tmp_path: Path
+) -> None:
+    sound = AWKWARD[name] | {"python_version": "3.14", "job_queue": "redis"}
+    done = cookiecutter(tmp_path, sound | {"cpu_limit": "two\nor 'three'", "memory_limit": "lots"})
+    assert "Nothing else is wrong" in done.stdout
+    right = {"cpu_limit": "1500m", "memory_limit": "1Gi"}
+    command = again(done.stdout)
+    for key, value in right.items():
+        command, marks = re.subn(rf"(\s{key}=)'>>> .* <<<'", rf"\g<1>{value}", command)
+        assert marks == 1
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    run("sh", "-c", command, cwd=tmp_path, HOME=str(tmp_path), PATH=path)
+    (project,) = (folder for folder in tmp_path.iterdir() if not folder.name.startswith("."))
+    expected = bake(**sound | right)
+    assert {file.relative_to(project): file.read_bytes() for file in files(project)} == {
+        file.relative_to(expected): file.read_bytes() for file in files(expected)
+    }
+
+
+@pytest.mark.parametrize("key", EXAMPLES)
+def test_a_mark_left_in_is_refused(key: str, cookiecutter: Cookiecutter, tmp_path: Path) -> None:
+    sound = {"project_slug": "my-service", "package_name": "my_service", "image": "my-service"}
+    left = ">>> something wrong <<<"
+    done = cookiecutter(tmp_path, sound | {key: left})
+    assert done.returncode != 0
+    assert f"{key}='{left}'" in again(done.stdout)
 
 
 def test_a_refusal_leaves_an_existing_folder_alone(

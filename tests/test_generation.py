@@ -80,11 +80,41 @@ def test_needs_no_network(cookiecutter: Cookiecutter, template: Path, tmp_path: 
     assert (tmp_path / "my-service" / "requirements.txt").exists()
 
 
-def test_with_the_oldest_cookiecutter(template: Path, tmp_path: Path) -> None:
-    run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
-    run("venv/bin/pip", "install", "--quiet", "cookiecutter==2.6.0", cwd=tmp_path)
-    run("venv/bin/cookiecutter", "--no-input", template, cwd=tmp_path, HOME=str(tmp_path))
+@pytest.fixture
+def released(tmp_path: Path) -> Callable[[str], Path]:
+    """A release of cookiecutter, in an environment of its own."""
+
+    def released(version: str) -> Path:
+        run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
+        run("venv/bin/pip", "install", "--quiet", f"cookiecutter=={version}", cwd=tmp_path)
+        return tmp_path / "venv" / "bin" / "cookiecutter"
+
+    return released
+
+
+def test_with_the_oldest_cookiecutter(
+    released: Callable[[str], Path], template: Path, tmp_path: Path
+) -> None:
+    run(released("2.6.0"), "--no-input", template, cwd=tmp_path, HOME=str(tmp_path))
     assert (tmp_path / "my-service" / "requirements.txt").exists()
+
+
+@pytest.mark.parametrize("version", ["1.7.3", "2.5.0"])
+def test_an_older_cookiecutter_is_refused(
+    version: str, released: Callable[[str], Path], template: Path, tmp_path: Path
+) -> None:
+    refused = subprocess.run(
+        [released(version), "--no-input", template],
+        cwd=tmp_path,
+        env=os.environ | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert f"this is cookiecutter {version}, and this template needs 2.6 or newer" in refused.stderr
+    assert "project_name='My Service' \\\n" in refused.stderr
+    assert not (tmp_path / "my-service").exists()
 
 
 def test_inside_a_repository_it_makes_none(cookiecutter: Cookiecutter, tmp_path: Path) -> None:

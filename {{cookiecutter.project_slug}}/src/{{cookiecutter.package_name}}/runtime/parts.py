@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from .options import Settings
+from .settings import Settings
 
 PACKAGE, _, RUNTIME = __package__.rpartition(".")
 

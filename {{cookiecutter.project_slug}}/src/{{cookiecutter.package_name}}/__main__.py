@@ -7,6 +7,7 @@ PARTS = Parts(
     settings="settings:Settings",
     create_app="app:create_app",
     tasks="tasks",
+    preload="preload:preload",
 )
 
 

@@ -8,9 +8,11 @@ from .cli import command_line
 from .compute import task
 from .options import Settings
 from .parts import Parts, service
+from .preload import PRELOADED, preloaded
 from .settings import SettingsError, boolean, one_of, seconds, setting, size, whole
 
 __all__ = [
+    "PRELOADED",
     "Parts",
     "Settings",
     "SettingsError",
@@ -18,6 +20,7 @@ __all__ = [
     "command_line",
     "compute",
     "one_of",
+    "preloaded",
     "seconds",
     "service",
     "setting",

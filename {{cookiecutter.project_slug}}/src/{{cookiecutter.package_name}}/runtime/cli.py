@@ -2,22 +2,27 @@
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import logs, options
+from . import logs, options, preload
 from .metrics import slots, values
 from .parts import PACKAGE, Parts, service
 from .process import limits
 from .settings import Settings, SettingsError
 
 SHARED_MEMORY = "/dev/shm"
+
+log = logging.getLogger(__name__)
 
 Command = Callable[[argparse.Namespace, Any, Parts], None]
 
@@ -46,12 +51,17 @@ def command_line(parts: Parts) -> None:
 
 def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> None:
     """Say what would run, and why."""
-    web, compute = limits.web_workers(settings), limits.compute_workers(settings)
+    loaded = _preload(parts)
+    pools = 2 if settings.compute_url is None else 1  # as `serve` has them
+    web = limits.web_workers(settings, pools=pools)
+    compute = limits.compute_workers(settings, pools=pools)
     found = {
         "web_workers": web.number,
         "web_workers_reason": web.reason,
         "compute_workers": compute.number,
         "compute_workers_reason": compute.reason,
+        "preload_seconds": round(loaded.seconds, 3),
+        "preload_bytes": loaded.memory,
         "settings": settings.as_json(),
     }
     if arguments.json:
@@ -59,9 +69,19 @@ def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
         return
     print(f"web workers: {web.number}, because {web.reason}")
     print(f"compute workers: {compute.number}, because {compute.reason}")
+    if loaded.modules:
+        print(f"preload: {loaded.memory / 2**20:.0f} MiB in {loaded.seconds:.1f} s, shared by all")
     print("settings:")
     for name, value in settings.as_json().items():
         print(f"  {name}={'' if value is None else value}")
+
+
+def _preload(parts: Parts) -> preload.Loaded:
+    try:
+        return preload.load(parts)
+    except Exception:
+        traceback.print_exc()
+        give_up("preload() failed, as said above; nothing was started")
 
 
 def give_up(why: str) -> NoReturn:
@@ -101,12 +121,24 @@ def runtime_folder(settings: Settings) -> Iterator[Path]:
             slots.remove_if_last()
 
 
-def _serve(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> NoReturn:
-    """Become the management process. Ends by SystemExit, in the workers that it forks too."""
-    command = arguments.command or "serve"
+@contextmanager
+def preloaded_folder(settings: Settings, parts: Parts) -> Iterator[Path]:
+    """The runtime folder, when what the processes share is loaded, and no signal can be lost."""
     # until the arbiter's handlers are in place: process 1 would not notice SIGTERM at all
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     with runtime_folder(settings) as folder:
+        preload.leave_when_told()
+        if (loaded := _preload(parts)).modules:
+            took = loaded.memory / 2**20, loaded.seconds
+            log.info("preloaded %.0f MiB in %.1f s, shared by all processes", *took)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        yield folder
+
+
+def _serve(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> NoReturn:
+    """Become the management process. Ends by SystemExit, in the workers that it forks too."""
+    command = arguments.command or "serve"
+    with preloaded_folder(settings, parts) as folder:
         if command == "serve" and settings.compute_url is None:
             os.environ["COMPUTE_URL"] = f"unix:{folder}/compute.sock"
             settings = type(settings).from_env()
@@ -119,8 +151,10 @@ def _serve(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
         from .process.standalone import Standalone
 
         INFO.labels(*service()).set(1)
-        web, compute = Service(web_pool, settings, parts), Service(compute_pool, settings, parts)
         here = (settings.compute_url or "").startswith("unix:")  # then web workers speak for it
+        pools = 2 if command == "serve" and here else 1
+        web = Service(partial(web_pool, pools=pools), settings, parts)
+        compute = Service(partial(compute_pool, pools=pools), settings, parts)
         match command:
             case "web":
                 Launcher(web).run()

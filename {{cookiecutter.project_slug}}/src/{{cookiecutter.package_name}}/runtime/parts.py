@@ -5,7 +5,7 @@ so that SIGHUP loads new code, and code that does not import takes no management
 """
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, invalidate_caches
@@ -27,6 +27,7 @@ class Parts:
     settings: str
     create_app: str
     tasks: str
+    preload: str = ""
 
     def _load(self, part: str) -> Any:
         module, _, name = part.partition(":")
@@ -44,15 +45,30 @@ class Parts:
     def load_tasks(self) -> None:
         self._load(self.tasks)
 
-    def forget(self) -> None:
-        """Have what is imported of the user's modules imported anew by whoever needs it next."""
+    def load_preload(self) -> Callable[[], object] | None:
+        preload: Callable[[], object] | None = self._load(self.preload) if self.preload else None
+        return preload
+
+    def own_modules(self) -> set[str]:
+        """The user's modules that are imported."""
+        ours = f"{self.package}.{RUNTIME}."
+        return {
+            name
+            for name in sys.modules
+            if name.startswith(f"{self.package}.") and not f"{name}.".startswith(ours)
+        }
+
+    def forget(self, keep: Set[str] = frozenset()) -> None:
+        """Have the user's modules, but those of `keep`, imported anew by whoever needs them next.
+
+        The settings are never kept.
+        """
         invalidate_caches()
-        ours = f"{self.package}.{RUNTIME}"
-        for name in list(sys.modules):
-            if name.startswith(f"{self.package}.") and not f"{name}.".startswith(f"{ours}."):
-                del sys.modules[name]
-                parent, _, child = name.rpartition(".")
-                vars(sys.modules.get(parent)).pop(child, None)
+        settings = f"{self.package}.{self.settings.partition(':')[0]}"
+        for name in self.own_modules() - (keep - {settings}):
+            del sys.modules[name]
+            parent, _, child = name.rpartition(".")
+            vars(sys.modules.get(parent)).pop(child, None)
 
 
 @cache

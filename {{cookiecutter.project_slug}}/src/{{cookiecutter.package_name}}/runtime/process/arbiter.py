@@ -22,6 +22,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.workers.base import Worker
 from prometheus_client import Counter, Gauge
 
+from .. import preload
 from ..metrics import slots
 from ..parts import Parts
 from ..settings import Settings
@@ -243,7 +244,9 @@ class Launcher(Arbiter):
         Workers import the application themselves, so new code is theirs without a trace in here;
         where it does not boot, the old workers go on.
         """
-        self.app.parts.forget()
+        self.app.parts.forget(keep=preload.loaded.modules)
+        if preload.changed():
+            log.warning("the code of preload() has changed: a restart renews what it loaded")
         try:
             self.app.settings = self.app.parts.load_settings().from_env()
             self.app.reload()

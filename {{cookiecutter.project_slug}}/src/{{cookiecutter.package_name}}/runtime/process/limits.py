@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .. import preload
 from ..settings import Settings
 
 ROOT = Path("/")
@@ -103,31 +104,38 @@ def _by_cpu(settings: Settings, root: Path) -> Count:
     return Count(cpus, f"no CPU quota, and this process may use {cpus} CPUs")
 
 
-def _within_memory(count: Count, settings: Settings, root: Path) -> Count:
+def _within_memory(count: Count, settings: Settings, root: Path, pools: int) -> Count:
     limit = memory_limit(root) or settings.memory_limit
     if limit is None:
         return count
-    fit = max(int(limit * MEMORY_SHARE / settings.worker_memory), 1)
+    shared = preload.loaded.memory
+    fit = max(int((limit * MEMORY_SHARE - shared) / pools / settings.worker_memory), 1)
     if count.number <= fit:
         return count
     return Count(
         fit,
-        f"{count.reason}, but {MEMORY_SHARE:.0%} of the memory limit of {limit / 2**20:.0f} MiB "
-        f"holds {fit} of WORKER_MEMORY={settings.worker_memory / 2**20:.0f} MiB",
+        f"{count.reason}, but {MEMORY_SHARE:.0%} of the memory limit of {limit / 2**20:.0f} MiB"
+        + (f", less {shared / 2**20:.0f} MiB that is preloaded," if shared else "")
+        + (f" and shared by {pools} pools" if pools > 1 else "")
+        + f" holds {fit} of WORKER_MEMORY={settings.worker_memory / 2**20:.0f} MiB",
     )
 
 
-def web_workers(settings: Settings, root: Path = ROOT) -> Count:
-    """The number of web workers; a fixed WEB_CONCURRENCY is never overruled."""
+def web_workers(settings: Settings, root: Path = ROOT, pools: int = 1) -> Count:
+    """The number of web workers; a fixed WEB_CONCURRENCY is never overruled.
+
+    Args:
+        pools: how many there are within the same memory limit.
+    """
     if settings.web_concurrency:
         return Count(settings.web_concurrency, f"WEB_CONCURRENCY is {settings.web_concurrency}")
-    return _within_memory(_by_cpu(settings, root), settings, root)
+    return _within_memory(_by_cpu(settings, root), settings, root, pools)
 
 
-def compute_workers(settings: Settings, root: Path = ROOT) -> Count:
+def compute_workers(settings: Settings, root: Path = ROOT, pools: int = 1) -> Count:
     """The number of compute workers; a fixed COMPUTE_CONCURRENCY is never overruled."""
     if settings.compute_concurrency:
         return Count(
             settings.compute_concurrency, f"COMPUTE_CONCURRENCY is {settings.compute_concurrency}"
         )
-    return _within_memory(_by_cpu(settings, root), settings, root)
+    return _within_memory(_by_cpu(settings, root), settings, root, pools)

@@ -9,10 +9,11 @@ import math
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
-from .. import options
+from .. import options, preload
 from ..compute import server as compute
 from ..http import admin, edge
 from ..metrics import catalogue, slots
@@ -28,8 +29,12 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def web_pool(settings: options.Settings, parts: Parts) -> Pool:
-    """Workers that serve the public port and the admin port."""
+def web_pool(settings: options.Settings, parts: Parts, pools: int = 1) -> Pool:
+    """Workers that serve the public port and the admin port.
+
+    Args:
+        pools: how many there are within the same memory limit.
+    """
     import_module(settings.event_loop)
     contexts = options.contexts(settings)
 
@@ -38,6 +43,7 @@ def web_pool(settings: options.Settings, parts: Parts) -> Pool:
 
         async def build(scoreboard: Scoreboard) -> Served:
             application = await create_app()
+            application[preload.PRELOADED] = preload.preloaded()
             for place, context in enumerate(contexts):
                 application.cleanup_ctx.insert(place, context)
             around = edge.Edge(application)
@@ -64,7 +70,7 @@ def web_pool(settings: options.Settings, parts: Parts) -> Pool:
             "max_requests_jitter": settings.max_requests // 5,
         },
         load=load,
-        count=limits.web_workers,
+        count=partial(limits.web_workers, pools=pools),
         timeout=settings.worker_timeout,
         budget=settings.lame_duck + settings.graceful_timeout,
         workers=catalogue.WORKERS,
@@ -72,7 +78,7 @@ def web_pool(settings: options.Settings, parts: Parts) -> Pool:
     )
 
 
-def compute_pool(settings: Settings, parts: Parts) -> Pool:
+def compute_pool(settings: Settings, parts: Parts, pools: int = 1) -> Pool:
     """Stock sync workers: an idle one takes a connection, which is a task."""
 
     def load() -> Any:
@@ -102,7 +108,7 @@ def compute_pool(settings: Settings, parts: Parts) -> Pool:
             "post_worker_init": serving,
         },
         load=load,
-        count=limits.compute_workers,
+        count=partial(limits.compute_workers, pools=pools),
         # a task is stopped at its deadline from inside; this is for code that lets nothing in
         timeout=settings.compute_timeout + 1,
         budget=settings.graceful_timeout,

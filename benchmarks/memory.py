@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime"))
@@ -34,10 +35,7 @@ from pathlib import Path
 
 
 def mapped():
-    path = Path(__file__).with_suffix(".bin")
-    if not path.exists():
-        path.write_bytes(b"x" * (100 << 20))
-    with path.open("rb") as file:
+    with Path(__file__).with_suffix(".bin").open("rb") as file:
         found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     found.read()
     return found
@@ -114,6 +112,8 @@ def measure(model: str, place: str, workers: int) -> list[float]:
     shutil.copytree(CODE / PACKAGE, folder / PACKAGE)
     if model:
         (folder / PACKAGE / "model.py").write_text(MODEL.format(model=MODELS[model]))
+        if model == "mapped file":
+            (folder / PACKAGE / "model.bin").write_bytes(b"x" * (100 << 20))
         with (folder / PACKAGE / "views.py").open("a") as views:
             where = "from .runtime import preloaded\n\n" + PLACES[place]
             views.write(USE.format(where=where))
@@ -172,18 +172,13 @@ def measure(model: str, place: str, workers: int) -> list[float]:
 
 
 def main() -> None:
-    print(
-        f"| model | loaded | workers | first request | {REQUESTS:,} requests | SIGHUP | recycled |"
-    )
+    print(f"| model | loaded | workers | first | {REQUESTS:,} requests | SIGHUP | recycled |")
     print("|---|---|---|---|---|---|---|")
-    for model, places in {"": [""], **dict.fromkeys(MODELS, [*PLACES])}.items():
-        for place in places:
-            for workers in WORKERS:
-                row = measure(model, place, workers)
-                cells = " | ".join(f"{value:.0f}" for value in row)
-                print(
-                    f"| {model or 'none'} | {place} | {workers} + {workers} | {cells} |", flush=True
-                )
+    for model, place in [("", ""), *product(MODELS, PLACES)]:
+        for workers in WORKERS:
+            row = measure(model, place, workers)
+            cells = " | ".join(f"{value:.0f}" for value in row)
+            print(f"| {model or 'none'} | {place} | {workers} + {workers} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

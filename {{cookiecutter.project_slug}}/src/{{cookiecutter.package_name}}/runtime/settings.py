@@ -116,6 +116,7 @@ class Settings(_Dataclass):
     port: int = setting(8080, whole(1, 65535))
     admin_host: str = setting("0.0.0.0", address)
     admin_port: int = setting(8081, whole(1, 65535))
+    admin_page: bool = setting(True, boolean)
     backlog: int = setting(2048, whole(1, 65535))
 
     web_concurrency: int | None = setting(None, whole(1, 512))

@@ -14,7 +14,7 @@ from http import HTTPStatus
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from ..logs import Record, current
-from ..metrics import catalogue
+from ..metrics import catalogue, slots
 from . import registry
 
 NICENESS = 10
@@ -87,6 +87,7 @@ def application(timeout: float) -> WSGIApplication:
         return _run(task, arguments, min(deadline - now, timeout))
 
     def wsgi(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        catalogue.WORKER_REQUESTS.labels(slots.label()).inc()
         token = current.set(Record(environ.get("HTTP_X_REQUEST_ID", "")))
         status, answer = respond(environ)
         current.reset(token)

@@ -1,11 +1,23 @@
-"""The admin application: probes and metrics, on a port of its own, served by every worker."""
+"""The admin application: probes, metrics and a page of the processes, on a port of its own.
+
+Every worker serves it.
+"""
 
 import asyncio
+from pathlib import Path
 from typing import Protocol
 
 from aiohttp import web
 
 from ..metrics.exposition import scrape
+from ..settings import Settings
+
+PAGE = Path(__file__).with_name("page.html").read_text()
+# what the page does is in it, and it asks nobody but this port
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; frame-ancestors 'none'"
+)
 
 
 class Pool(Protocol):
@@ -15,7 +27,7 @@ class Pool(Protocol):
     def trouble(self) -> str: ...  # why it is not ready; empty when it is
 
 
-def create_admin(pool: Pool) -> web.Application:
+def create_admin(pool: Pool, settings: Settings) -> web.Application:
     """Build the admin application of a worker.
 
     Any worker answers for all of them: a scrape sums over the processes, and readiness is that of
@@ -28,6 +40,10 @@ def create_admin(pool: Pool) -> web.Application:
     async def ready(request: web.Request) -> web.Response:
         trouble = pool.trouble
         return web.Response(status=503 if trouble else 200, text=f"{trouble or 'ok'}\n")
+
+    async def page(request: web.Request) -> web.Response:
+        headers = {"Content-Security-Policy": POLICY}
+        return web.Response(text=PAGE, content_type="text/html", headers=headers)
 
     async def metrics(request: web.Request) -> web.Response:
         accept = request.headers.get("Accept", "")
@@ -43,4 +59,6 @@ def create_admin(pool: Pool) -> web.Application:
             web.get("/metrics", metrics),
         ]
     )
+    if settings.admin_page:
+        app.router.add_get("/", page)
     return app

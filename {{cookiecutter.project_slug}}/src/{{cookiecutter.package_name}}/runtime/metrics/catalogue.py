@@ -39,6 +39,17 @@ WORKER_INFO = Gauge(
     ["worker", "role"],
     multiprocess_mode="livemax",
 )
+WORKER_STATE = Gauge(
+    "worker_state",
+    "1 for the state that a worker is in.",
+    ["worker", "state"],
+    multiprocess_mode="livemax",
+)
+WORKER_REQUESTS = Counter(
+    "worker_requests",
+    "Requests that a web worker took, tasks that a compute worker did.",
+    ["worker"],
+)
 CONNECTIONS = Gauge(
     "worker_connections", "Open connections.", ["worker"], multiprocess_mode="livemax"
 )

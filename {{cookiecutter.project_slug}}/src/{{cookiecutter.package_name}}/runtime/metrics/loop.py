@@ -11,11 +11,18 @@ TICK = 0.1  # seconds
 WINDOW = 30.0  # seconds; a scrape sees the worst of this window and of the one before
 
 
-async def watch(connections: Callable[[], int]) -> None:
-    """Keep the metrics of this worker up to date until cancelled."""
+async def watch(connections: Callable[[], int], requests: Callable[[], int]) -> None:
+    """Keep the metrics of this worker up to date until cancelled.
+
+    Args:
+        connections: how many are open now.
+        requests: how many came so far.
+    """
     worker = slots.label()
     catalogue.WORKER_INFO.labels(worker, "web").set(1)
     shown = catalogue.CONNECTIONS.labels(worker)
+    came = catalogue.WORKER_REQUESTS.labels(worker)
+    counted = 0
     lag = catalogue.LOOP_LAG.labels(worker)
     seen = catalogue.LOOP_SEEN.labels(worker)
     busy = catalogue.LOOP_BUSY.labels(worker)
@@ -25,6 +32,9 @@ async def watch(connections: Callable[[], int]) -> None:
     before, used = time.perf_counter(), time.thread_time()
     while True:
         shown.set(connections())
+        so_far = requests()
+        came.inc(so_far - counted)
+        counted = so_far
         lag.set(max(worst, worst_before))
         seen.set(time.time())
         for number, (generation, stats) in enumerate(zip(generations, gc.get_stats(), strict=True)):

@@ -24,6 +24,7 @@ from prometheus_client import Counter, Gauge
 
 from .. import preload
 from ..metrics import slots
+from ..metrics.catalogue import WORKER_INFO
 from ..parts import Parts
 from ..settings import Settings
 from . import limits
@@ -130,6 +131,8 @@ class Launcher(Arbiter):
     def start(self) -> None:
         self.manage_companion()  # before there are listeners that it would inherit
         super().start()
+        role = "compute_arbiter" if self.app.pool.name == "compute" else "arbiter"
+        WORKER_INFO.labels(slots.label(), role).set(1)
         gc.collect()
         gc.freeze()  # so that the collector does not touch, and thereby copy, what workers share
 

@@ -22,7 +22,7 @@ from ..settings import Settings
 from . import limits
 from .arbiter import Pool
 from .scoreboard import Scoreboard, State
-from .worker import Served, WebWorker, ready_for_signals
+from .worker import Served, WebWorker, ready_for_signals, show_state
 
 
 def _address(host: str, port: int) -> str:
@@ -49,7 +49,7 @@ def web_pool(settings: options.Settings, parts: Parts, pools: int = 1) -> Pool:
             around = edge.Edge(application)
             return Served(
                 application,
-                admin.create_admin(scoreboard),
+                admin.create_admin(scoreboard, settings),
                 edge.Protocol,
                 around.wrap,
                 around.close_connections,
@@ -90,6 +90,7 @@ def compute_pool(settings: Settings, parts: Parts, pools: int = 1) -> Pool:
         ready_for_signals()
         catalogue.WORKER_INFO.labels(slots.label(), "compute").set(1)
         worker.scoreboard.set_state(worker.row, State.SERVING)
+        show_state(State.SERVING)
         os.kill(worker.ppid, signal.SIGCHLD)
 
     url = settings.compute_url or ""

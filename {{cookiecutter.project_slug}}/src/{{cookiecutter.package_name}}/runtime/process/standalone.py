@@ -42,7 +42,7 @@ class Standalone:
         return "" if self._launcher.scoreboard.serving else "no compute worker serves"
 
     def admin(self) -> web.Application:
-        return create_admin(self)
+        return create_admin(self, self.settings)
 
     def leave(self) -> None:
         if self.stop.is_set():

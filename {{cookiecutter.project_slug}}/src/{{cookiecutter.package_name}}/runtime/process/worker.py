@@ -20,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler
 from gunicorn.workers.base import Worker
 
 from ..http import recording
-from ..metrics import catalogue, loop
+from ..metrics import catalogue, loop, slots
 from .acceptor import Acceptor
 from .scoreboard import HEARTBEAT, Scoreboard, State
 
@@ -50,6 +50,13 @@ def ready_for_signals() -> None:
     """In a fresh worker: the stack on SIGABRT, and the signals that were held back by the fork."""
     faulthandler.enable()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+
+def show_state(state: State) -> None:
+    """Show it in the metrics of this process."""
+    for one in (State.SERVING, State.RECYCLE, State.DRAINING):
+        shown = catalogue.WORKER_STATE.labels(slots.label(), one.name.lower())
+        shown.set(one is state)
 
 
 class WebWorker(Worker):
@@ -139,14 +146,20 @@ class WebWorker(Worker):
         self._acceptor = Acceptor(public, connect, self.scoreboard, self.row)
         self._acceptor.start()
         await web.SockSite(self._admin, admin, backlog=settings.backlog).start()
-        self._watch = asyncio.ensure_future(loop.watch(lambda: len(server.connections)))
+        self._watch = asyncio.ensure_future(
+            loop.watch(lambda: len(server.connections), lambda: server.requests_count)
+        )
         self.booted = True
         catalogue.WORKER_BOOTS.inc()
         self._tell(State.SERVING)
 
+    def _enter(self, state: State) -> None:
+        self.scoreboard.set_state(self.row, state)
+        show_state(state)
+
     def _tell(self, state: State) -> None:
         """Show the state to the arbiter, and wake it."""
-        self.scoreboard.set_state(self.row, state)
+        self._enter(state)
         with suppress(ProcessLookupError):
             os.kill(self.ppid, signal.SIGCHLD)
 
@@ -172,7 +185,7 @@ class WebWorker(Worker):
             catalogue.LAME_DUCK.set(1)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._quick.wait(), settings.lame_duck)
-        self.scoreboard.set_state(self.row, State.DRAINING)
+        self._enter(State.DRAINING)
         grace = QUICKLY if self._quick.is_set() else settings.graceful_timeout
         end = self.loop.time() + grace
         self._acceptor.stop()

@@ -23,7 +23,8 @@ def test_shows_the_process_tree_and_what_becomes_of_it(start: Start, tmp_path: P
 
     async def look() -> None:
         async with browse(f"http://127.0.0.1:{service.admin_port}/", tmp_path) as page:
-            for role, number in (("arbiter", 1), ("compute_arbiter", 1), ("web", 2), ("compute", 1)):
+            tree = {"arbiter": 1, "compute_arbiter": 1, "web": 2, "compute": 1}
+            for role, number in tree.items():
                 await page.wait_for(f"{processes(role)}.length == {number}")
             await page.wait_for(f"{processes('web')}.every(p => p.dataset.state == 'serving')")
 

@@ -10,8 +10,9 @@ import json
 import select
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
@@ -115,14 +116,15 @@ class _TcpSocket(socket.socket):
         super().connect(address)
 
 
-_session: aiohttp.ClientSession | None = None
+# what takes the name of a task and its arguments as JSON to a pool; gives a status and the answer
+_pool: Callable[[str, bytes], Awaitable[tuple[int, Any]]] | None = None
 
 
 def context(settings: Settings) -> Callable[[web.Application], AsyncIterator[None]]:
     """For `cleanup_ctx`: while it is open, this process can run tasks."""
 
     async def hold(app: web.Application) -> AsyncIterator[None]:
-        global _session
+        global _pool
         url = settings.compute_url
         connector: aiohttp.BaseConnector
         if url is None:
@@ -141,11 +143,49 @@ def context(settings: Settings) -> Callable[[web.Application], AsyncIterator[Non
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=settings.compute_timeout),
         ) as session:
-            outer, _session = _session, session
+            outer, _pool = _pool, partial(_post, session)
             yield
-            _session = outer
+            _pool = outer
 
     return hold
+
+
+async def inline(app: web.Application) -> AsyncIterator[None]:
+    """For `cleanup_ctx`, in tests: while it is open, tasks run in this process, one at a time."""
+    global _pool
+
+    async def answer(name: str, body: bytes) -> tuple[int, Any]:
+        status, text = registry.tasks[name].answer(json.loads(body))
+        return status, json.loads(text)
+
+    outer, _pool = _pool, answer
+    yield
+    _pool = outer
+
+
+async def _post(session: aiohttp.ClientSession, name: str, body: bytes) -> tuple[int, Any]:
+    seconds = session.timeout.total
+    headers = {
+        "Compute-Sent": str(time.time()),
+        "Compute-Timeout": str(seconds),
+        "X-Request-ID": current_id(),
+    }
+    try:
+        async with asyncio.timeout(None) as patience:
+            _patience.set(patience)
+            async with session.post(f"/{name}", data=body, headers=headers) as response:
+                return response.status, await response.json(content_type=None)
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ValueError) as error:
+        catalogue.COMPUTE_TASKS.labels(name, "crashed").inc()
+        raise WorkerDiedError(f"{name}: its worker died") from error
+    except OSError as error:  # a TimeoutError is one
+        if patience.expired() or error.errno == errno.EAGAIN:
+            catalogue.COMPUTE_REJECTED.inc()
+            raise QueueFullError(f"{name}: the queue is full") from error
+        if isinstance(error, TimeoutError):
+            raise DeadlineError(f"{name}: no result within {seconds} s") from error
+        # nobody there; or reset by the kernel, before any worker had read the request
+        raise PoolDownError(f"{name}: {error}") from error
 
 
 async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -160,30 +200,9 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     called = registry.find(task)
     body = json.dumps(called.arguments(*args, **kwargs), allow_nan=False).encode()
     name = called.name
-    if _session is None:
+    if _pool is None:
         raise PoolDownError(f"{name}: this process has no pool; set COMPUTE_URL")
-    seconds = _session.timeout.total
-    headers = {
-        "Compute-Sent": str(time.time()),
-        "Compute-Timeout": str(seconds),
-        "X-Request-ID": current_id(),
-    }
-    try:
-        async with asyncio.timeout(None) as patience:
-            _patience.set(patience)
-            async with _session.post(f"/{name}", data=body, headers=headers) as response:
-                status, answer = response.status, await response.json(content_type=None)
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ValueError) as error:
-        catalogue.COMPUTE_TASKS.labels(name, "crashed").inc()
-        raise WorkerDiedError(f"{name}: its worker died") from error
-    except OSError as error:  # a TimeoutError is one
-        if patience.expired() or error.errno == errno.EAGAIN:
-            catalogue.COMPUTE_REJECTED.inc()
-            raise QueueFullError(f"{name}: the queue is full") from error
-        if isinstance(error, TimeoutError):
-            raise DeadlineError(f"{name}: no result within {seconds} s") from error
-        # nobody there; or reset by the kernel, before any worker had read the request
-        raise PoolDownError(f"{name}: {error}") from error
+    status, answer = await _pool(name, body)
     match status:
         case 200:
             return answer["result"]  # type: ignore[no-any-return]

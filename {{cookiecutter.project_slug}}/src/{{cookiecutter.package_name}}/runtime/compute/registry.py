@@ -1,6 +1,8 @@
 """What a task is: a plain function whose parameters and result are typed, and fit in JSON."""
 
 import inspect
+import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -8,6 +10,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 F = TypeVar("F", bound=Callable[..., object])
 Check = Callable[[object], bool]
+
+log = logging.getLogger(__name__)
 
 _SCALARS: dict[Any, Any] = {NoneType: NoneType, bool: bool, int: int, float: (int, float), str: str}
 
@@ -72,6 +76,14 @@ class Task:
         if not self.checks["return"](result):
             raise TypeError(f"{self.name} returned {result!r:.100}, which its signature denies")
         return result
+
+    def answer(self, arguments: dict[str, object]) -> tuple[int, str]:
+        """Call the function, and say as HTTP does what became of it: a status, and some JSON."""
+        try:
+            return 200, json.dumps({"result": self.run(arguments)}, allow_nan=False)
+        except Exception as error:
+            log.exception("%s failed", self.name)
+            return 500, json.dumps({"type": type(error).__qualname__, "message": str(error)})
 
 
 tasks: dict[str, Task] = {}

@@ -45,20 +45,16 @@ def _run(task: registry.Task, arguments: dict[str, object], seconds: float) -> t
     try:
         try:
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            answer = json.dumps({"result": task.run(arguments)}, allow_nan=False)
+            status, answer = task.answer(arguments)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        status, outcome = 200, "ok"
+        outcome = "ok" if status == 200 else "error"
     except _Expired:
         log.exception("%s was stopped at its deadline", task.name)
         status, outcome = 504, "timeout"
         answer = json.dumps({"message": "stopped at its deadline"})
         # whatever the task left half done, the next one gets a process without it
         os.kill(os.getpid(), signal.SIGTERM)
-    except Exception as error:
-        log.exception("%s failed", task.name)
-        status, outcome = 500, "error"
-        answer = json.dumps({"type": type(error).__qualname__, "message": str(error)})
     catalogue.COMPUTE_TASK_SECONDS.labels(task.name).observe(time.perf_counter() - began)
     catalogue.COMPUTE_TASKS.labels(task.name, outcome).inc()
     return status, answer

@@ -2,6 +2,7 @@
 
 Access lines are gathered and written a few at a time, at the latest after FLUSH_AFTER and at exit.
 A write has at most PIPE_BUF bytes: the kernel keeps such writes whole when workers share a pipe.
+Where there is no room (output.py), up to KEPT of them wait for it.
 """
 
 import asyncio
@@ -14,18 +15,22 @@ import secrets
 import select
 import sys
 import time
-from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from itertools import count
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
 from aiohttp import hdrs
 from aiohttp.web_request import BaseRequest
 
+from . import output
+
 FLUSH_AFTER = 0.2  # seconds
+RETRY_AFTER = 0.02  # seconds, where there was no room
 BATCH = 64  # lines
+KEPT = 8192  # lines
 WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}").fullmatch
 # W3C Trace Context: version, trace id, span id, flags; what a later version adds comes after them
 TRACEPARENT = re.compile(
@@ -54,6 +59,8 @@ access_log = False
 _json = True
 _pending: list[tuple[float, Record, str, str, float, int, str | None, str]] = []
 _timer = False  # whether it will be written soon
+_waiting = False  # whether it waits for room
+_flushing = Lock()
 _clock = 0, ""  # the millisecond that was written last
 _pid = str(os.getpid())
 _ids = count(1)
@@ -75,8 +82,8 @@ def new_id() -> str:
 
 
 def _after_fork() -> None:
-    global _id_prefix, _pid, _timer
-    _id_prefix, _pid, _timer = "", str(os.getpid()), False
+    global _id_prefix, _pid, _timer, _waiting, _flushing
+    _id_prefix, _pid, _timer, _waiting, _flushing = "", str(os.getpid()), False, False, Lock()
     _pending.clear()  # the parent's, which it writes itself
 
 
@@ -136,6 +143,7 @@ def setup(level: str, log_format: str, *, access: bool) -> None:
     """
     global access_log, _json
     access_log, _json = access, log_format == "json"
+    output.take_over()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         JSONFormatter()
@@ -155,6 +163,9 @@ def access(request: BaseRequest, record: Record, seconds: float, size: int) -> N
         size: bytes of the response's body.
     """
     global _timer
+    if len(_pending) >= KEPT:
+        output.stdout.drop(1)
+        return
     _pending.append(
         (
             time.time(),
@@ -167,17 +178,23 @@ def access(request: BaseRequest, record: Record, seconds: float, size: int) -> N
             request.headers.get(hdrs.USER_AGENT, ""),
         )
     )
-    if len(_pending) >= BATCH:
+    if len(_pending) >= BATCH and not _waiting:
         flush()
-    elif not _timer:
-        asyncio.get_running_loop().call_later(FLUSH_AFTER, _flush_later)
+    if _pending and not _timer:
         _timer = True
+        _later()
+
+
+def _later() -> None:
+    asyncio.get_running_loop().call_later(RETRY_AFTER if _waiting else FLUSH_AFTER, _flush_later)
 
 
 def _flush_later() -> None:
     global _timer
-    _timer = False
     flush()
+    _timer = _waiting
+    if _timer:
+        _later()
 
 
 def _json_line(
@@ -215,27 +232,38 @@ def _console_line(
     )
 
 
-def flush() -> None:
-    """Write the access lines gathered so far. Where that fails they are lost, and nothing else."""
+def flush(patience: float = 0.0) -> None:
+    """Write the access lines gathered so far; those for which there is no room are kept.
+
+    Args:
+        patience: seconds to wait for room.
+    """
+    global _waiting
     line = _json_line if _json else _console_line
-    chunk: list[str] = []
-    size = 0
-    for entry in _pending:
-        data = line(*entry)
-        size += len(data)
-        if size > select.PIPE_BUF:
-            _write(chunk)
-            chunk, size = [], len(data)
-        chunk.append(data)
-    _pending.clear()
-    _write(chunk)
+    if not _flushing.acquire(blocking=False):
+        return  # another thread does it, or this one in what it calls from here
+    number = len(_pending)
+    done = end = 0
+    while done < number:
+        data = b""
+        while end < number:
+            more = line(*_pending[end]).encode("ascii", "backslashreplace")
+            if data and len(data) + len(more) > select.PIPE_BUF:
+                break
+            data += more
+            end += 1
+        if not output.stdout.send(data, patience):
+            break
+        done = end
+    del _pending[:done]
+    _waiting = done < number
+    _flushing.release()
 
 
-def _write(lines: list[str]) -> None:
-    data = "".join(lines).encode("ascii", "backslashreplace")
-    with suppress(OSError):
-        while data:
-            data = data[os.write(sys.stdout.fileno(), data) :]
+def _flush_at_exit() -> None:
+    flush(output.PATIENCE)
+    if _pending:
+        output.stdout.drop(len(_pending))
 
 
-atexit.register(flush)
+atexit.register(_flush_at_exit)

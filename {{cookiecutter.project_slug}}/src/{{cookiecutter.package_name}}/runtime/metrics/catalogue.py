@@ -91,3 +91,7 @@ COMPUTE_WORKER_EXITS = Counter(
     "Compute workers that ended, by reason; detail is the signal or the exit code.",
     ["reason", "detail"],
 )
+
+LOG_LINES_DROPPED = Counter(
+    "log_lines_dropped", "Log lines for which standard output or standard error had no room."
+)

@@ -19,6 +19,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from gunicorn.workers.base import Worker
 
+from .. import output
 from ..http import recording
 from ..metrics import catalogue, loop, slots
 from .acceptor import Acceptor
@@ -48,7 +49,7 @@ class Served(NamedTuple):
 
 def ready_for_signals() -> None:
     """In a fresh worker: the stack on SIGABRT, and the signals that were held back by the fork."""
-    faulthandler.enable()
+    faulthandler.enable(output.stderr)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 

@@ -7,10 +7,11 @@ UV := $(shell uv --version 2>/dev/null)
 PIP := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install --disable-pip-version-check)
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate
+AUDIT := pip-audit@2.10.1
 SLUG := {{cookiecutter.project_slug}}
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint bench lock clean
+.PHONY: help install demo test soak lint audit bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,12 @@ lint: $(INSTALLED)  ## check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	cd tests/runtime && ../../$(BIN)/mypy --config-file ../../pyproject.toml .
+
+audit: $(INSTALLED)  ## look for known vulnerabilities in what is pinned, here and in the generated project
+	for pins in requirements-dev.txt tests/runtime/requirements.txt "$(SLUG)"/*requirements-[bd]*; do \
+		$(BIN)/uv tool run --quiet $(AUDIT) --strict --disable-pip --vulnerability-service osv \
+			--requirement "$$pins" || exit 1; \
+	done
 
 bench: $(INSTALLED)  ## measure a generated project: make bench NAME=telemetry|compute|memory
 	rm -rf build/bench

@@ -1,56 +1,100 @@
-"""The generated CI files: valid as their vendors say, and every line of them runs."""
+"""The CI files, here and generated: valid as their vendors say, and every line of them runs."""
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Answers, run, unavailable
+from conftest import Answers, run
 
 Bake = Callable[..., Path]
 
+BIN = Path(sys.executable).parent
 GITHUB = Path(".github/workflows/ci.yml")
 GITLAB = Path(".gitlab-ci.yml")
 SCHEMAS = {
-    GITHUB: ["--builtin-schema", "vendor.github-workflows"],
-    GITLAB: ["--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci"],
+    GITHUB: ["vendor.github-workflows"],
+    Path(".github/dependabot.yml"): ["vendor.dependabot"],
+    GITLAB: ["vendor.gitlab-ci", "--data-transform", "gitlab-ci"],
+    Path("renovate.json"): ["vendor.renovate"],
 }
 PROJECTS: list[Answers] = [
     {"ci": ci, "job_queue": queue} for ci in ("github", "gitlab") for queue in ("none", "redis")
 ]
+# image: the registry that one logs in to, and what is pushed there
+IMAGES = {
+    ("github", "my-service"): ("ghcr.io", "ghcr.io/some/one"),
+    ("github", "ghcr.io/team/service"): ("ghcr.io", "ghcr.io/team/service"),
+    ("github", "team/service"): ("docker.io", "team/service"),
+    ("github", "registry.example.com:5000/a/b"): (
+        "registry.example.com:5000",
+        "registry.example.com:5000/a/b",
+    ),
+    ("gitlab", "my-service"): ("registry.gitlab.com", "registry.gitlab.com/some/one"),
+    ("gitlab", "team/service"): ("docker.io", "team/service"),
+}
+PRE_COMMIT = "pre-commit==4.7.0"  # in an environment of its own, as users have it
 
 
 def check_jsonschema(file: Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    command = Path(sys.executable).with_name("check-jsonschema")
     return subprocess.run(
-        [command, *SCHEMAS[file], file], cwd=cwd, capture_output=True, text=True, check=False
+        [BIN / "check-jsonschema", "--builtin-schema", *SCHEMAS[file], file],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
-def lines(project: Path) -> Iterator[str]:
-    """What the jobs of a project run, in order, each line as a shell gets it."""
-    jobs: dict[str, Any]
+def zizmor(folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [BIN / "zizmor", "--offline", "--quiet", "--no-config", "."],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def jobs_of(project: Path) -> dict[str, Any]:
     if (project / GITHUB).exists():
-        jobs = yaml.safe_load((project / GITHUB).read_text())["jobs"]
-        for job in jobs.values():
-            yield from (step["run"] for step in job["steps"] if "run" in step)
-    else:
-        jobs = yaml.safe_load((project / GITLAB).read_text())
-        for job in jobs.values():
-            for part in ("before_script", "script", "after_script"):
-                yield from job.get(part, [])
+        jobs: dict[str, Any] = yaml.safe_load((project / GITHUB).read_text())["jobs"]
+        return jobs
+    return {
+        name: job
+        for name, job in yaml.safe_load((project / GITLAB).read_text()).items()
+        if "script" in job
+    }
 
 
-@pytest.mark.parametrize("answers", PROJECTS, ids=lambda answers: "-".join(answers.values()))
-def test_is_valid(answers: Answers, bake: Bake) -> None:
-    project = bake(**answers)
-    file = GITHUB if answers["ci"] == "github" else GITLAB
-    checked = check_jsonschema(file, project)
-    assert checked.returncode == 0, checked.stdout
+def lines_of(job: Any) -> list[str]:
+    """What a job runs, in order, each line as a shell gets it."""
+    return job.get("script") or [step["run"] for step in job["steps"] if "run" in step]
+
+
+@pytest.fixture(params=PROJECTS, ids=lambda answers: "-".join(answers.values()))
+def project(request: pytest.FixtureRequest, bake: Bake) -> Path:
+    return bake(**request.param)
+
+
+# --- what tools say
+
+
+def test_is_valid(project: Path) -> None:
+    files = [file for file in SCHEMAS if (project / file).exists()]
+    assert len(files) == 2
+    for file in files:
+        checked = check_jsonschema(file, project)
+        assert checked.returncode == 0, checked.stdout
 
 
 def test_a_job_may_not_be_called_like_a_keyword(bake: Bake, tmp_path: Path) -> None:
@@ -59,22 +103,278 @@ def test_a_job_may_not_be_called_like_a_keyword(bake: Bake, tmp_path: Path) -> N
     assert "$.image" in check_jsonschema(GITLAB, tmp_path).stdout
 
 
+@pytest.mark.parametrize("image", [image for ci, image in IMAGES if ci == "github"])
+def test_zizmor_has_nothing_to_say(image: str, bake: Bake, tmp_path: Path) -> None:
+    project = bake(ci="github", image=image)
+    checked = zizmor(project)
+    assert checked.returncode == 0, checked.stdout
+    shutil.copytree(project / ".github", tmp_path / ".github")
+    text = (tmp_path / GITHUB).read_text()
+    (tmp_path / GITHUB).write_text(re.sub("@[0-9a-f]{40}", "@v7", text))
+    assert zizmor(tmp_path).returncode, "an action that is not pinned is seen"
+
+
+# --- what may write, and what runs before it
+
+
+def test_only_the_job_that_pushes_may_write(bake: Bake) -> None:
+    workflow = yaml.safe_load((bake(ci="github", job_queue="none") / GITHUB).read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    jobs = workflow["jobs"]
+    assert [name for name, job in jobs.items() if "permissions" in job] == ["publish"]
+    assert jobs["publish"]["permissions"] == {"contents": "read", "packages": "write"}
+    assert jobs["publish"]["if"] == "github.event_name == 'push'"
+    assert workflow[True]["push"] == {"branches": ["main"]}  # `on` is a boolean to YAML 1.1
+    for job in jobs.values():
+        for step in job["steps"]:
+            if "checkout" in step.get("uses", ""):
+                assert step["with"]["persist-credentials"] is False
+
+
+def test_an_image_is_pushed_only_from_main_and_after_the_checks(project: Path) -> None:
+    jobs = jobs_of(project)
+    assert list(jobs) == ["test", "audit", "container", "publish"]
+    assert jobs["publish"]["needs"] == ["test", "container"]
+    if "rules" in jobs["publish"]:
+        (rule,) = jobs["publish"]["rules"]
+        assert rule["if"] == (
+            '$CI_COMMIT_BRANCH == $CI_DEFAULT_BRANCH && $CI_PIPELINE_SOURCE == "push"'
+        )
+
+
+def test_what_is_known_today_is_asked_again_next_week(project: Path) -> None:
+    if (project / GITHUB).exists():
+        workflow = yaml.safe_load((project / GITHUB).read_text())
+        assert workflow[True]["schedule"]
+    assert "once a week" in (project / "SECURITY.md").read_text()
+    assert lines_of(jobs_of(project)["audit"]) == ["make audit"]
+
+
+def test_dependabot_knows_everything_that_is_pinned(bake: Bake) -> None:
+    project = bake(ci="github", job_queue="none")
+    config = yaml.safe_load((project / ".github" / "dependabot.yml").read_text())
+    where = {
+        "pip": "requirements.txt",
+        "docker": "Dockerfile",
+        "docker-compose": "compose.yaml",
+        "github-actions": str(GITHUB),
+    }
+    assert [update["package-ecosystem"] for update in config["updates"]] == list(where)
+    assert all((project / file).exists() for file in where.values())
+
+
+# --- every line runs
+
+
+class Advisories(BaseHTTPRequestHandler):
+    """Knows of one vulnerability, where asked to."""
+
+    vulnerable = ""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]
+        found: dict[str, Any] = {}
+        if asked["name"] == self.vulnerable:
+            package = {"name": asked["name"], "ecosystem": "PyPI"}
+            found = {"vulns": [{"id": "PYSEC-0000-1", "affected": [{"package": package}]}]}
+        body = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def advisories() -> Iterator[Callable[[str], str]]:
+    """Starts a stand-in for OSV, which cannot be asked for what it does not know."""
+    servers = []
+
+    def start(vulnerable: str = "") -> str:
+        handler = type("Handler", (Advisories,), {"vulnerable": vulnerable})
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/v1/query"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture(scope="session")
 def runner(engine: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A PATH on which docker is the engine of this machine, and root needs no sudo."""
     commands = tmp_path_factory.mktemp("runner")
-    for name, instead in {"docker": engine, "sudo": ""}.items():
-        (commands / name).write_text(f'#!/bin/sh\nexec {instead} "$@"\n')
-        (commands / name).chmod(0o755)
+    stand_in(commands / "docker", f'exec {engine} "$@"')
+    if not os.geteuid():
+        stand_in(commands / "sudo", 'exec "$@"')
     return f"{commands}:{os.environ['PATH']}"
+
+
+def stand_in(command: Path, script: str) -> None:
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("queue", ["none", "redis"])
-def test_every_line_runs(queue: str, bake: Bake, runner: str) -> None:
+def test_every_line_runs(
+    queue: str, bake: Bake, runner: str, advisories: Callable[..., str]
+) -> None:
     """In the order of the jobs; a line that both vendors' files have runs once."""
     projects = [bake(**answers) for answers in PROJECTS if answers["job_queue"] == queue]
-    for line in dict.fromkeys(line for project in projects for line in lines(project)):
-        if "apt-get" in line and os.geteuid():
-            unavailable(f"only root runs {line!r}")
-        run("bash", "-euo", "pipefail", "-c", line, cwd=projects[0], PATH=runner)
+    lines = {
+        line: None
+        for project in projects
+        for name, job in jobs_of(project).items()
+        if name != "publish"
+        for line in lines_of(job)
+    }
+    for line in lines:
+        if line.startswith("apt-get") and os.geteuid():
+            line = line.replace("apt-get", "sudo apt-get")  # GitLab's containers run as root
+        run(
+            *("bash", "-euo", "pipefail", "-c", line),
+            cwd=projects[0],
+            PATH=runner,
+            PIP_AUDIT_OSV_URL=advisories(),
+        )
+
+
+@pytest.mark.parametrize(("ci", "image"), IMAGES)
+def test_publishes_the_image(ci: str, image: str, bake: Bake, tmp_path: Path) -> None:
+    """What docker is told: no registry is pushed to here, and podman has no buildx."""
+    commands, said, entered = (tmp_path / name for name in ("bin", "said", "entered"))
+    commands.mkdir()
+    stand_in(
+        commands / "docker",
+        f"""printf '%s\\n' "$*" >>{said}; [ "$1" != login ] || cat >{entered}""",
+    )
+    job = jobs_of(bake(ci=ci, image=image))["publish"]
+    environment = {
+        "GITHUB_SHA": "0123abc",
+        "GITHUB_SERVER_URL": "https://github.com",
+        "GITHUB_REPOSITORY": "Some/One",
+        "CI_COMMIT_SHA": "0123abc",
+        "CI_PROJECT_URL": "https://gitlab.com/some/one",
+        "CI_REGISTRY": "registry.gitlab.com",
+        "CI_REGISTRY_IMAGE": "registry.gitlab.com/some/one",
+        "CI_REGISTRY_USER": "somebody",
+        "CI_REGISTRY_PASSWORD": "s3cret $HOME",
+        "REGISTRY_USERNAME": "somebody",
+        "REGISTRY_PASSWORD": "s3cret $HOME",
+    }
+    known = {
+        "github.repository": "Some/One",
+        "github.actor": "somebody",
+        "secrets.GITHUB_TOKEN": "s3cret $HOME",
+        "secrets.REGISTRY_USERNAME": "somebody",
+        "secrets.REGISTRY_PASSWORD": "s3cret $HOME",
+    }
+
+    def given(values: dict[str, str]) -> dict[str, str]:
+        """Variables as the runner passes them on."""
+        if ci == "gitlab":
+            return {name: environment.get(text[1:], text) for name, text in values.items()}
+        return {
+            name: re.sub(r"\$\{\{ (.*?) \}\}", lambda found: known[found[1]], text)
+            for name, text in values.items()
+        }
+
+    job_given = given(job.get("env") or job.get("variables"))
+    if ci == "github":
+        steps = [
+            (step["run"], given(step.get("env", {}))) for step in job["steps"] if "run" in step
+        ]
+    else:
+        steps = [(line, {}) for line in job["script"]]
+    path = f"{commands}:{os.environ['PATH']}"
+    for line, step_given in steps:
+        shell = ("bash", "-e") if ci == "github" else ("sh", "-e")
+        variables = environment | job_given | step_given | {"PATH": path}
+        run(*shell, "-c", line, cwd=tmp_path, **variables)
+
+    registry, pushed = IMAGES[ci, image]
+    login, *_, build = said.read_text().splitlines()
+    assert login == f"login --username somebody --password-stdin {registry}"
+    assert entered.read_text() == "s3cret $HOME\n"
+    assert build.startswith("buildx build --push --sbom=true --provenance=mode=max ")
+    assert build.endswith(f" --tag {pushed}:0123abc --tag {pushed}:latest .")
+    source = "https://gitlab.com/some/one" if ci == "gitlab" else "https://github.com/Some/One"
+    arguments = {"VERSION": "0123abc", "REVISION": "0123abc", "SOURCE": source}
+    for name, value in arguments.items():
+        assert f" --build-arg {name}={value} " in build
+    dockerfile = (bake(ci=ci, image=image) / "Dockerfile").read_text()
+    assert set(re.findall(r"(?m)^ARG (\w+)", dockerfile)) == arguments.keys()
+
+
+# --- each check sees what it is for
+
+
+@pytest.fixture
+def mine(installed: Bake, tmp_path: Path) -> Path:
+    """A copy of the default project, its .venv included, that a test may spoil."""
+    project = tmp_path / "project"
+    shutil.copytree(installed(), project, symlinks=True)
+    return project
+
+
+def fails(*command: str | Path, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode, done.stdout
+    return done.stdout
+
+
+def test_audit_fails_for_a_vulnerability(mine: Path, advisories: Callable[[str], str]) -> None:
+    said = fails("make", "audit", cwd=mine, PIP_AUDIT_OSV_URL=advisories("aiohttp"))
+    assert re.search(r"aiohttp +\S+ +PYSEC-0000-1", said)
+
+
+def test_audit_fails_when_nobody_can_be_asked(mine: Path) -> None:
+    fails("make", "audit", cwd=mine, PIP_AUDIT_OSV_URL="http://127.0.0.1:1/")
+
+
+def test_check_lock_sees_pins_that_do_not_fit(mine: Path) -> None:
+    run("make", "check-lock", cwd=mine)
+    pins = mine / "requirements.txt"
+    right = pins.read_text()
+    pins.write_text(re.sub(r"(?m)^yarl==.*\n(    --hash.*\n)+", "", right))
+    run("touch", mine / ".venv" / "installed", cwd=mine)  # it would not install as it is
+    assert "commit them" in fails("make", "check-lock", cwd=mine)
+    assert pins.read_text() == right
+
+
+def test_check_manifests_sees_a_field_that_does_not_exist(mine: Path) -> None:
+    run("make", "check-manifests", cwd=mine)
+    service = mine / "k8s" / "service.yaml"
+    service.write_text(service.read_text().replace("selector:", "selectors:"))
+    assert "selectors" in fails("make", "check-manifests", cwd=mine)
+
+
+def test_pre_commit_runs_what_ci_runs(mine: Path) -> None:
+    config = yaml.safe_load((mine / ".pre-commit-config.yaml").read_text())
+    (repository,) = config["repos"]
+    hooks = [hook["entry"] for hook in repository["hooks"]]
+    in_ci = [line for line in lines_of(jobs_of(mine)["test"]) if line.startswith("make")]
+    assert sorted(hooks) == sorted(set(in_ci) - {"make install"})
+    pre_commit = (BIN / "uv", "tool", "run", "--quiet", "--from", PRE_COMMIT, "pre-commit")
+    run(*pre_commit, "run", "--all-files", cwd=mine)
+    run(*pre_commit, "install", cwd=mine)
+    assert {"pre-commit", "pre-push"} <= {hook.name for hook in (mine / ".git/hooks").iterdir()}
+    (package,) = (mine / "src").iterdir()
+    with (package / "views.py").open("a") as views:
+        views.write("import os\n")
+    said = fails("git", "-c", "user.name=x", "-c", "user.email=x", "commit", "-am", "x", cwd=mine)
+    assert re.search(r"make lint\.+Failed", said)
+    assert re.search(r"make check-lock\.+.*Skipped", said)

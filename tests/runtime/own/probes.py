@@ -10,6 +10,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from . import child_probes
+
 NOTES = Path(os.environ.get("PROBE_NOTES", os.devnull))
 
 routes = web.RouteTableDef()
@@ -85,9 +87,11 @@ def with_probes(
     async def create() -> web.Application:
         if failure := os.environ.get("PROBE_BOOT_FAILURE"):
             raise RuntimeError(failure)
+        if os.environ.get("PROBE_BOOT_CHILD"):
+            child_probes.fork()
         await asyncio.sleep(float(os.environ.get("PROBE_BOOT_SECONDS", "0")))
         app = await create_app()
-        app.add_routes(routes)
+        app.add_routes([*routes, *child_probes.routes])
         app.on_cleanup.append(_note)
         return app
 

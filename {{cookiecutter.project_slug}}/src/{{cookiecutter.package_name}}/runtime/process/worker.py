@@ -10,7 +10,7 @@ import faulthandler
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,7 @@ from .. import output
 from ..http import recording
 from ..metrics import catalogue, loop, slots
 from .acceptor import Acceptor
+from .children import separate, stay_deaf
 from .scoreboard import HEARTBEAT, Scoreboard, State
 
 if TYPE_CHECKING:
@@ -47,8 +48,17 @@ class Served(NamedTuple):
     close_connections: Callable[[], None]  # say so in every response from now on
 
 
-def ready_for_signals() -> None:
-    """In a fresh worker: the stack on SIGABRT, and the signals that were held back by the fork."""
+def ready_for_signals(sockets: Callable[[], Iterator[int]]) -> None:
+    """In a fresh worker: the stack on SIGABRT, and the signals that were held back by the fork.
+
+    Args:
+        sockets: descriptors that no child of the worker is to have.
+    """
+    # a terminal sends these to the whole group: the arbiter's answer is the one that counts
+    stay_deaf(signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    for number in (signal.SIGTTIN, signal.SIGTTOU):  # the arbiter ignores them
+        signal.signal(number, signal.SIG_DFL)
+    separate(sockets)
     faulthandler.enable(output.stderr)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
@@ -70,10 +80,19 @@ class WebWorker(Worker):
     def init_signals(self) -> None:
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        # a terminal sends these to the whole group: the arbiter's answer is the one that counts
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
-        ready_for_signals()
+        ready_for_signals(self._descriptors)
+
+    def _descriptors(self) -> Iterator[int]:
+        """Of the listeners, and of all connections."""
+        listeners: Any = self.sockets
+        sockets = [listener.sock for listener in listeners]
+        if self.booted:
+            sockets += self._acceptor.opening()
+            for runner in (self._runner, self._admin):
+                for connection in runner.server.connections if runner.server else ():
+                    if connection.transport is not None:
+                        sockets.append(connection.transport.get_extra_info("socket"))
+        return (fd for sock in sockets if (fd := sock.fileno()) >= 0)
 
     def run(self) -> None:
         self.booted = False
@@ -154,13 +173,10 @@ class WebWorker(Worker):
         catalogue.WORKER_BOOTS.inc()
         self._tell(State.SERVING)
 
-    def _enter(self, state: State) -> None:
-        self.scoreboard.set_state(self.row, state)
-        show_state(state)
-
     def _tell(self, state: State) -> None:
         """Show the state to the arbiter, and wake it."""
-        self._enter(state)
+        self.scoreboard.set_state(self.row, state)
+        show_state(state)
         with suppress(ProcessLookupError):
             os.kill(self.ppid, signal.SIGCHLD)
 
@@ -186,7 +202,7 @@ class WebWorker(Worker):
             catalogue.LAME_DUCK.set(1)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._quick.wait(), settings.lame_duck)
-        self._enter(State.DRAINING)
+        self._tell(State.DRAINING)
         grace = QUICKLY if self._quick.is_set() else settings.graceful_timeout
         end = self.loop.time() + grace
         self._acceptor.stop()

@@ -72,6 +72,14 @@ GC_RUNS = Counter(
     "worker_gc_collections", "Runs of the garbage collector.", ["worker", "generation"]
 )
 
+BROADCAST_PUBLISHED = Counter("broadcast_published", "Messages published.")
+BROADCAST_DELIVERED = Counter("broadcast_delivered", "Messages given to subscribers.")
+BROADCAST_DROPPED = Counter(
+    "broadcast_dropped",
+    "Messages lost at a slow subscriber, on the way to a slow worker, or to Redis.",
+    ["at"],
+)
+
 COMPUTE_TASKS = Counter("compute_tasks", "Tasks run, by how they ended.", ["task", "outcome"])
 COMPUTE_TASK_SECONDS = Histogram(
     "compute_task_seconds", "Time that a compute worker spent on a task.", ["task"]

@@ -2,7 +2,7 @@
 
 Every worker listens on a socket in one folder. Who comes connects to all that are there, and says
 its name; they connect back. A worker sends on the connections that it made, and reads on those
-that it accepted: so what one sends arrives in order, and who dies takes nothing of the others along.
+that it accepted: so what one sends arrives in order, and the dead take nothing of the others along.
 """
 
 import asyncio

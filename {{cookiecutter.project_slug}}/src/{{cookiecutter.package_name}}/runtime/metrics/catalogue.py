@@ -2,14 +2,23 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-REQUESTS = Counter("http_requests", "Requests answered.", ["method", "route", "status"])
+REQUESTS = Counter(
+    "http_requests", "Requests, by the status that was sent.", ["method", "route", "status"]
+)
+ABORTED = Counter(
+    "http_responses_aborted",
+    "Requests whose response was cut short, by whom: client, drain or error.",
+    ["method", "route", "status", "by"],
+)
 REQUEST_SECONDS = Histogram(
     "http_request_duration_seconds",
     "Time from the last header of a request to the end of its response.",
     ["method", "route"],
 )
 IN_PROGRESS = Gauge(
-    "http_requests_in_progress", "Requests being handled.", multiprocess_mode="livesum"
+    "http_requests_in_progress",
+    "Requests whose response is not complete.",
+    multiprocess_mode="livesum",
 )
 LAME_DUCK = Gauge(
     "lame_duck",

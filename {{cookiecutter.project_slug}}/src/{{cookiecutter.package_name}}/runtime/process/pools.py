@@ -45,13 +45,9 @@ def web_pool(settings: options.Settings, parts: Parts, pools: int = 1) -> Pool:
             application[preload.PRELOADED] = preload.preloaded()
             for place, context in enumerate(contexts):
                 application.cleanup_ctx.insert(place, context)
-            around = edge.Edge(application)
             return Served(
-                application,
+                edge.Runner(application, keepalive=settings.keepalive),
                 admin.create_admin(scoreboard, settings),
-                edge.Protocol,
-                around.wrap,
-                around.close_connections,
             )
 
         return build

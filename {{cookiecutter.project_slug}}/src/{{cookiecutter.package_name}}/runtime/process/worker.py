@@ -16,11 +16,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 from gunicorn.workers.base import Worker
 
 from .. import output
-from ..http import recording
+from ..http.edge import Runner
 from ..metrics import catalogue, loop, slots
 from .acceptor import Acceptor
 from .children import separate, stay_deaf
@@ -41,11 +40,8 @@ STRAGGLERS = 0.1  # seconds for cancelled handlers to end
 class Served(NamedTuple):
     """What a worker serves. The process model itself knows nothing of HTTP beyond this."""
 
-    app: web.Application
+    runner: Runner
     admin: web.Application
-    protocol: type[RequestHandler]
-    wrap: Callable[[web.Server], None]
-    close_connections: Callable[[], None]  # say so in every response from now on
 
 
 def ready_for_signals(sockets: Callable[[], Iterator[int]]) -> None:
@@ -130,40 +126,17 @@ class WebWorker(Worker):
         settings = self.app.settings
         build: Any = self.wsgi  # what gunicorn calls so, here Service.load()'s answer
         served: Served = await build(self.scoreboard)
-        self._served = served
-        self._runner = web.AppRunner(served.app)
+        self._runner = served.runner
         self._admin = web.AppRunner(
             served.admin, access_log=None, keepalive_timeout=settings.keepalive, shutdown_timeout=1
         )
         await self._runner.setup()
         await self._admin.setup()
-        assert self._runner.server is not None
         self._server = server = self._runner.server
-        served.wrap(server)
-
-        base: Any = served.protocol
-
-        class Connection(base):  # type: ignore[misc]
-            __slots__ = ()
-
-            def connection_lost(_, exc: BaseException | None) -> None:  # noqa: N805
-                self._acceptor.closed()
-                super().connection_lost(exc)
-
-        def connect() -> RequestHandler:
-            # made here, because Server drops every option when one of them is mistyped
-            return Connection(
-                server,
-                loop=self.loop,
-                keepalive_timeout=settings.keepalive,
-                logger=log,
-                access_log_class=recording.Recorder,
-                access_log=log,
-            )
-
         listeners: Any = self.sockets
         public, admin = (listener.sock for listener in listeners)
-        self._acceptor = Acceptor(public, connect, self.scoreboard, self.row)
+        self._acceptor = Acceptor(public, server, self.scoreboard, self.row)
+        server.connection_closed = self._acceptor.closed
         self._acceptor.start()
         await web.SockSite(self._admin, admin, backlog=settings.backlog).start()
         self._watch = asyncio.ensure_future(
@@ -196,7 +169,7 @@ class WebWorker(Worker):
     async def _drain(self) -> None:
         settings = self.app.settings
         whole_pool = self.scoreboard.shutting_down
-        self._served.close_connections()
+        self._server.closing = True
         if whole_pool and not self._quick.is_set():
             # still accepting, as the balancer has yet to hear of it
             catalogue.LAME_DUCK.set(1)
@@ -210,7 +183,13 @@ class WebWorker(Worker):
             for site in self._admin.sites:
                 await site.stop()
         await self._until(end, "on_shutdown", self._runner.app.shutdown())
-        await self._until_quiet(end - grace * CLEANUP_SHARE)
+        limit = end - grace * CLEANUP_SHARE
+        # half of what is left: the other half is for their clients to say goodbye
+        ending = asyncio.ensure_future(
+            self._server.end_streams(max(limit - self.loop.time(), 0) / 2)
+        )
+        await self._until_quiet(limit)
+        ending.cancel()
         await self._server.shutdown(STRAGGLERS)
         await self._until(end, "on_cleanup", self._runner.app.cleanup())
         await self._admin.cleanup()
@@ -229,8 +208,11 @@ class WebWorker(Worker):
         """Wait for the requests in flight, and for keep-alive clients to send their last one."""
         quiet, seen = 0, -1
         while self._server._connections and quiet < QUIET_TICKS and self.loop.time() < limit:
-            # the flag holds until the last byte of the response is written
-            busy = any(c._request_in_progress for c in self._server._connections)
+            busy = any(
+                # the flag holds until the last byte is written, though not yet taken by the kernel
+                connection._request_in_progress or transport.get_write_buffer_size()
+                for connection, transport in self._server._connections.items()
+            )
             if busy or self._server.requests_count != seen:
                 quiet, seen = 0, self._server.requests_count
             elif self._quick.is_set():

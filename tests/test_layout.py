@@ -16,12 +16,13 @@ LINES_OF_TESTS = 400
 ROOMS = {
     "metrics": set(),
     "compute": {"metrics"},
+    "broadcast": {"metrics"},
     "http": {"metrics", "compute"},
     "process": {"metrics", "compute", "http"},
     "jobs": {"metrics", "compute", "process"},
 }
 # library: the rooms that may know it
-LIBRARIES = {"gunicorn": {"process"}, "streaq": {"jobs"}, "coredis": {"jobs"}}
+LIBRARIES = {"gunicorn": {"process"}, "streaq": {"jobs"}, "coredis": {"jobs", "broadcast"}}
 
 
 class Import(NamedTuple):

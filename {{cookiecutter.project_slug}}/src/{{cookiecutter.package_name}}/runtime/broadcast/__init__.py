@@ -1,4 +1,4 @@
-"""One message to all: every worker of the service and, with Redis, of all its pods."""
+"""One message to all: every worker of the service, and of all its pods where these can meet."""
 
 from .hub import Subscription, publish, subscribe
 

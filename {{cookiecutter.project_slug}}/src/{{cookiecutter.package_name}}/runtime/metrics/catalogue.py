@@ -85,7 +85,7 @@ BROADCAST_PUBLISHED = Counter("broadcast_published", "Messages published.")
 BROADCAST_DELIVERED = Counter("broadcast_delivered", "Messages given to subscribers.")
 BROADCAST_DROPPED = Counter(
     "broadcast_dropped",
-    "Messages lost at a slow subscriber, on the way to a slow worker, or to Redis.",
+    "Messages lost at a slow subscriber, or on the way to a worker or to other pods.",
     ["at"],
 )
 

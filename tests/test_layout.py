@@ -16,7 +16,7 @@ LINES_OF_TESTS = 400
 ROOMS = {
     "metrics": set(),
     "compute": {"metrics"},
-    "broadcast": {"metrics"},
+    "broadcast": {"metrics", "jobs"},
     "http": {"metrics", "compute"},
     "process": {"metrics", "compute", "http"},
     "jobs": {"metrics", "compute", "process"},

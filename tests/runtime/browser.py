@@ -29,9 +29,7 @@ def chromium() -> str:
     if found is not None:
         return found
     missing = "chromium is not installed"
-    if os.environ.get("CI"):
-        pytest.fail(missing)
-    pytest.skip(missing)
+    pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
 
 
 class Page:

@@ -1,6 +1,5 @@
 """Tasks as a user has them."""
 
-from . import child_probes as child_probes  # its tasks
 from .runtime import task
 
 

@@ -4,6 +4,8 @@ Every worker serves it.
 """
 
 import asyncio
+import gzip
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +20,8 @@ POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; frame-ancestors 'none'"
 )
+# a client that takes it with any weight but 0
+GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?:$|,|;(?!\s*q=0(?:\.0*)?\s*(?:$|,)))", re.I).search
 
 
 class Pool(Protocol):
@@ -46,9 +50,20 @@ def create_admin(pool: Pool, settings: Settings) -> web.Application:
         return web.Response(text=PAGE, content_type="text/html", headers=headers)
 
     async def metrics(request: web.Request) -> web.Response:
-        accept = request.headers.get("Accept", "")
-        body, content_type = await asyncio.to_thread(scrape, accept)
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        accept, encodings = (request.headers.get(h, "") for h in ("Accept", "Accept-Encoding"))
+        names = frozenset(request.query.getall("name[]", ()))
+        packed = GZIP(encodings) is not None
+
+        def show() -> tuple[bytes, str]:
+            body, content_type = scrape(accept, names)
+            return gzip.compress(body, 1) if packed else body, content_type
+
+        body, content_type = await asyncio.to_thread(show)
+        response = web.Response(body=body, headers={"Content-Type": content_type})
+        response.headers["Vary"] = "Accept, Accept-Encoding"
+        if packed:
+            response.headers["Content-Encoding"] = "gzip"
+        return response
 
     app = web.Application()
     app.add_routes(

@@ -9,10 +9,14 @@ writes them where they belong.
 import json
 import math
 import operator
+import os
+import re
+import stat
+import sys
 import time
 from array import array
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from threading import Lock
 
@@ -22,10 +26,15 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
-from . import kernel, slots
+from . import kernel, slots, values
 
 Encoder = Callable[[Collector], bytes]
+Names = Collection[str]  # of samples; empty for all
 Numbers = list[float | None]  # by row; None where no file has one
+DAMAGED = "the rest is shown; nothing but the service may write to its folder, restart it"
+# what we can speak of what an Accept header may ask for; others stand back
+SPOKEN = {"", "0.0.4", "1.0.0"}
+VERSION = re.compile(r";\s*version\s*=\s*([^;\s]*)")
 
 SLICE, PAUSE = 0.001, 0.0001  # seconds of work, after which the loop gets its turn
 BOUND = "\0bound\0"  # stands for the bound of every bucket, so that one is enough to be made
@@ -37,6 +46,7 @@ COMBINE: dict[str, Callable[[float, float], float]] = {
     "min": min,
     "max": max,
     "all": max,  # of one
+    "mostrecent": max,  # of those that are as recent
 }
 
 
@@ -47,7 +57,7 @@ class _Child:
         self._buckets: list[tuple[float, int, str]] = []  # upper bound, row, the bound as written
         self._others: list[tuple[int, Sample]] = []
         self._rows: dict[str, int] = {}
-        self._pieces: dict[str, list[str]] = {}  # what stands before the numbers, by format
+        self._pieces: dict[str, list[tuple[str, str]]] = {}  # by format
 
     def row(self, name: str, labels: dict[str, str], bound: str | None, new: int) -> int:
         """The row of a sample, which is `new` if the sample is."""
@@ -60,23 +70,27 @@ class _Child:
             self._pieces.clear()
         return row
 
-    def lines(self, metric: Metric, numbers: Numbers, form: str, encode: Encoder) -> Iterator[str]:
+    def lines(
+        self, metric: Metric, numbers: Numbers, form: str, encode: Encoder, names: Names
+    ) -> Iterator[str]:
         if self._buckets and self._buckets[-1][0] != math.inf:
             return  # a histogram that its process is about to make
-        values = [numbers[row] for _, row, _ in self._buckets]
+        found = [numbers[row] for _, row, _ in self._buckets]
         total = 0.0
-        for place, value in enumerate(values):
+        for place, value in enumerate(found):
             total += value or 0.0
-            values[place] = total
+            found[place] = total
         if self._buckets:
-            values.append(total)
-        values += [numbers[row] for row, _ in self._others]
-        if values[-1] is None:
+            found.append(total)
+        found += [numbers[row] for row, _ in self._others]
+        if found[-1] is None:
             return
-        for piece, value in zip(self._made(metric, form, encode), values, strict=True):
-            yield f"{piece} {floatToGoString(value)}\n"
+        for (piece, name), value in zip(self._made(metric, form, encode), found, strict=True):
+            if value is not None and (not names or name in names):
+                yield f"{piece} {floatToGoString(value)}\n"
 
-    def _made(self, metric: Metric, form: str, encode: Encoder) -> list[str]:
+    def _made(self, metric: Metric, form: str, encode: Encoder) -> list[tuple[str, str]]:
+        """What stands before each number, and the name of its sample."""
         if form not in self._pieces:
             samples = [sample for _, sample in self._others]
             if self._buckets:
@@ -86,10 +100,14 @@ class _Child:
             one = Metric(metric.name, "", metric.type)
             one.samples = samples
             lines = [line for line in _lines(encode, one) if line[0] != "#"]
-            pieces = [line.rpartition(" ")[0] for line in lines]
+            made = [
+                (line.rpartition(" ")[0], sample.name)
+                for line, sample in zip(lines, samples, strict=True)
+            ]
             if self._buckets:
-                pieces[:1] = [pieces[0].replace(BOUND, bound) for *_, bound in self._buckets]
-            self._pieces[form] = pieces
+                piece, name = made[0]
+                made[:1] = [(piece.replace(BOUND, bound), name) for *_, bound in self._buckets]
+            self._pieces[form] = made
         return self._pieces[form]
 
 
@@ -107,6 +125,8 @@ class _File:
         self.inode = inode
         self.size = 0
         self.rows: list[int] = []
+        self.recent: dict[int, int] = {}  # places of numbers of mode mostrecent, by row
+        self.times: dict[int, int] = {}  # and of their times
 
 
 class _One(Collector):
@@ -124,6 +144,33 @@ def _lines(encode: Encoder, metric: Metric) -> list[str]:
     return [line for line in lines if line not in ("# EOF", "")]
 
 
+def _shown(encode: Encoder, metric: Metric, names: Names) -> list[str]:
+    if names:
+        metric.samples = [sample for sample in metric.samples if sample.name in names]
+    return [f"{line}\n" for line in _lines(encode, metric)] if metric.samples or not names else []
+
+
+def _read_plain(path: Path, start: int = 0) -> bytes:
+    """The bytes of a file from `start` on.
+
+    Raises:
+        OSError, ValueError: when it cannot be read, or is no file at all.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("is no plain file")
+        file.seek(start)
+        return file.read()
+
+
+def _read_cells(keys: Path) -> bytes:
+    try:
+        return _read_plain(keys.with_suffix(slots.CELLS))
+    except FileNotFoundError:
+        return b""
+
+
 class _Breath:
     """Lets go of the interpreter so often that an event loop beside it does not notice.
 
@@ -139,6 +186,14 @@ class _Breath:
             self._began = time.perf_counter()
 
 
+def _encoder(accept: str) -> tuple[Encoder, str]:
+    """What an Accept header asks for, of what there is, and its content type."""
+    ranges = accept.split(",")
+    versions = [VERSION.search(one) for one in ranges]
+    known = [one for one, v in zip(ranges, versions, strict=True) if not v or v[1] in SPOKEN]
+    return choose_encoder(",".join(known))
+
+
 class Exposition:
     """Shows the files of all slots, and remembers what it has learnt of them."""
 
@@ -148,14 +203,18 @@ class Exposition:
         self._families: dict[str, _Family] = {}
         self._rows: dict[bytes, int] = {}  # by line
         self._combine = [COMBINE[""]]  # by row
+        self._recent: set[int] = set()  # rows of mode mostrecent
 
-    def scrape(self, accept: str) -> tuple[bytes, str]:
+    def scrape(self, accept: str = "", names: Names = ()) -> tuple[bytes, str]:
         """All metrics in the format that the Accept header asks for, and its content type.
 
         It reads every process's files: call it in a thread.
+
+        Args:
+            names: those of the samples to show; empty for all.
         """
         began = time.thread_time()
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = _encoder(accept)
         breath = _Breath()
         with self._lock:
             try:
@@ -163,12 +222,12 @@ class Exposition:
             except OSError as error:
                 slots.lose(error)
                 pids, numbers = {}, [None] * len(self._combine)
-            lines = list(self._write(numbers, content_type, encode, breath))
+            lines = list(self._write(numbers, content_type, encode, names, breath))
         for metric in kernel.collect(pids):
-            lines += [f"{line}\n" for line in _lines(encode, metric)]
+            lines += _shown(encode, metric, names)
         spent = Metric("metrics_scrape_seconds", "CPU time that this scrape took.", "gauge")
         spent.add_sample(spent.name, {}, time.thread_time() - began)
-        lines += [f"{line}\n" for line in _lines(encode, spent)]
+        lines += _shown(encode, spent, names)
         if content_type.startswith("application/openmetrics-text"):
             lines.append("# EOF\n")
         return "".join(lines).encode(), content_type
@@ -178,6 +237,7 @@ class Exposition:
         pids = slots.held({int(match[2]) for match in found})
         known, self._files = self._files, {}
         numbers: Numbers = [None] * len(self._combine)
+        newest: dict[int, float] = {}
         for match in found:
             name, kind, slot, suffix = match[0], match[1], int(match[2]), match[3]
             if suffix != slots.KEYS or (kind == slots.GAUGES and slot not in pids):
@@ -185,51 +245,83 @@ class Exposition:
             path = slots.folder() / name
             try:
                 file = self._learn(path, known.get(name), slot, breath)
-                data = path.with_suffix(slots.CELLS).read_bytes()
+                data = _read_cells(path) if file.rows else b""
             except FileNotFoundError:
-                continue  # made, or removed, in this very moment
+                continue  # removed in this very moment
+            except (OSError, ValueError) as error:
+                slots.lose(f"{path}: {error}", DAMAGED)
+                self._files |= {name: known[name]} if name in known else {}
+                continue
             self._files[name] = file
             cells = array("d", data[: len(data) // 8 * 8])
+            if len(cells) < len(file.rows) and kind == slots.COUNTS:
+                slots.lose(f"{path.with_suffix(slots.CELLS)} has been cut or deleted", DAMAGED)
             numbers += [None] * (len(self._combine) - len(numbers))
-            for row, value in zip(file.rows, cells, strict=False):
+            pairs: Iterable[tuple[int, float]] = zip(file.rows, cells, strict=False)
+            if values.GONE in data:
+                pairs = ((row, cell) for row, cell in pairs if not values.is_gone(cell))
+            for row, value in pairs:
                 before = numbers[row]
                 numbers[row] = value if before is None else self._combine[row](before, value)
+            for row, place in file.recent.items():
+                when = file.times.get(row, len(cells))
+                if max(place, when) < len(cells) and cells[when] > newest.get(row, 0.0):
+                    numbers[row], newest[row] = cells[place], cells[when]
             breath.take()
+        for name in known.keys() - self._files.keys():
+            if name.startswith(slots.COUNTS):
+                slots.lose(f"{slots.folder() / name} has been deleted", DAMAGED)
         return pids, numbers
 
     def _learn(self, path: Path, file: _File | None, slot: int, breath: _Breath) -> _File:
+        """What the lines of a key file are.
+
+        Raises:
+            OSError, ValueError: when it cannot be read, or is no longer what it was.
+        """
         status = path.stat()
-        if file is None or status.st_ino != file.inode or status.st_size < file.size:
+        if file is not None and file.inode == status.st_ino and status.st_size < file.size:
+            file.size = sys.maxsize  # for good: a line's place says nothing of its number's now
+            raise ValueError("has been cut")
+        if file is None or status.st_ino != file.inode:
             file = _File(status.st_ino)
         if status.st_size > file.size:
-            with path.open("rb") as keys:
-                keys.seek(file.size)
-                whole, newline, _ = keys.read().rpartition(b"\n")  # the last line may be half there
+            whole, newline, _ = _read_plain(path, file.size).rpartition(b"\n")  # or half a line
             lines = whole.split(b"\n") if newline else []
             for start in range(0, len(lines), 500):
                 some = lines[start : start + 500]
-                rows = map(self._rows.get, some)
-                file.rows += [
+                rows = [
                     self._row(line, slot) if row is None else row
-                    for line, row in zip(some, rows, strict=True)
+                    for line, row in zip(some, map(self._rows.get, some), strict=True)
                 ]
+                if CORRUPT in rows:
+                    slots.lose(f"{path} has lines that make no sense", DAMAGED)
+                for place, row in enumerate(rows, len(file.rows)):
+                    if row < 0:
+                        file.times[-row] = place
+                    elif row in self._recent:
+                        file.recent[row] = place
+                apart = self._recent and (file.times or file.recent)
+                if apart:
+                    rows = [CORRUPT if r < 0 or r in self._recent else r for r in rows]
+                file.rows += rows
                 breath.take()
             file.size += len(whole) + len(newline)
         return file
 
     def _row(self, line: bytes, slot: int) -> int:
-        """The row of a line that was not met before."""
+        """The row of a line that was not met before; less than 0 for the time of that row."""
         try:
             (typ, mode, name, sample, labels, text), _ = DECODE(line.decode())
-            "".join((sample, *labels, *labels.values()))  # all of them are text
+            "".join((sample, *labels, *labels.values())).encode()  # all of them are text
             if name not in self._families:
-                self._families[name] = _Family(Metric(name, text, typ))
-            combine = COMBINE[mode]
+                self._families[name] = _Family(Metric(name, values.storable(text), typ))
+            combine = COMBINE["mostrecent" if mode == values.TIME else mode]
             if mode == "all":
                 labels["worker"] = str(slot)
             bound = labels.pop("le", None) if typ == "histogram" else None
             float(bound or 0)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return CORRUPT
         children = self._families[name].children
         child = children.setdefault(frozenset(labels.items()), _Child())
@@ -237,25 +329,43 @@ class Exposition:
         row = child.row(sample, labels, bound, new)
         if row == new:
             self._combine.append(combine)
+        if mode == "mostrecent":
+            self._recent.add(row)
+        elif mode == values.TIME:
+            row = -row
         if mode != "all":  # then the line is that of every slot
             self._rows[line] = row
         return row
 
     def _write(
-        self, numbers: Numbers, form: str, encode: Encoder, breath: _Breath
+        self, numbers: Numbers, form: str, encode: Encoder, names: Names, breath: _Breath
     ) -> Iterator[str]:
         for family in self._families.values():
-            if form not in family.heads:
-                head = _lines(encode, family.metric)
-                family.heads[form] = "".join(f"{line}\n" for line in head)
-            shown = False
-            for child in family.children.values():
-                for line in child.lines(family.metric, numbers, form, encode):
-                    if not shown:
-                        yield family.heads[form]
-                        shown = True
-                    yield line
-                breath.take()
+            try:
+                yield from list(self._family(family, numbers, form, encode, names, breath))
+            except (ValueError, TypeError, IndexError) as error:  # lines that do not fit together
+                slots.lose(f"{family.metric.name} cannot be shown: {error}", DAMAGED)
+
+    def _family(
+        self,
+        family: _Family,
+        numbers: Numbers,
+        form: str,
+        encode: Encoder,
+        names: Names,
+        breath: _Breath,
+    ) -> Iterator[str]:
+        if form not in family.heads:
+            head = _lines(encode, family.metric)
+            family.heads[form] = "".join(f"{line}\n" for line in head)
+        shown = False
+        for child in family.children.values():
+            for line in child.lines(family.metric, numbers, form, encode, names):
+                if not shown:
+                    yield family.heads[form]
+                    shown = True
+                yield line
+            breath.take()
 
 
 scrape = Exposition().scrape

@@ -17,21 +17,26 @@ import shutil
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 LOCK_FILE = "slots.lock"
 MAX_SLOTS = 4096
-COUNTS, GAUGES = "counts", "gauges"  # a slot's files: what outlives its holder, and what does not
-KEYS, CELLS = ".keys", ".cells"
-FILE = re.compile(rf"({COUNTS}|{GAUGES})_(\d+)({KEYS}|{CELLS})").fullmatch
+COUNTS = "counts"  # a slot's files: what its next holder goes on with,
+LAST = "last"  # what stays until there is a next holder,
+GAUGES = "gauges"  # and what ends with its holder
+KEYS, CELLS, ASKED = ".keys", ".cells", ".asked"
+FILE = re.compile(rf"({COUNTS}|{LAST}|{GAUGES})_(\d+)({KEYS}|{CELLS}|{ASKED})").fullmatch
+STOCK = ".db"  # prometheus_client's own files, of a child process that knows nothing of ours
+LOST = "degraded"  # a file that is there once a process counts where no scrape sees it
+ROOM = "PROMETHEUS_MULTIPROC_DIR must have room, and stay; restart when it does"
 
 _folder = Path()
 _lock_fd = -1
 _slot: int | None = None
-_lost = mmap.mmap(-1, 1)  # shared with all forks: whether a process counts where no scrape sees it
+_lost = mmap.mmap(-1, 1)  # shared with all forks, for where there is no room for LOST
 
 
 def _forget() -> None:
@@ -81,9 +86,20 @@ def install(folder: Path) -> None:
     with _gate():
         if _lock(0, MAX_SLOTS):
             for file in folder.iterdir():
-                if FILE(file.name):
+                if FILE(file.name) or file.name == LOST or file.suffix == STOCK:
                     file.unlink()
             _unlock(0, MAX_SLOTS)
+
+
+def join(folder: Path) -> None:
+    """Lease slots in the folder where a parent of this process leases its own.
+
+    Raises:
+        OSError: when it does so no more.
+    """
+    global _folder, _lock_fd
+    _lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
+    _folder = folder
 
 
 def installed() -> bool:
@@ -108,8 +124,9 @@ def slot() -> int:
             _slot = next((k for k in range(MAX_SLOTS) if _lock(k)), None)
             if _slot is None:
                 raise OSError(errno.EUSERS, f"more than {MAX_SLOTS} processes count", str(_folder))
-            for suffix in (KEYS, CELLS):  # what the slot's last holder showed of itself
-                (_folder / f"{GAUGES}_{_slot}{suffix}").unlink(missing_ok=True)
+            for kind in (LAST, GAUGES):  # what the slot's last holder showed of itself
+                for suffix in (KEYS, CELLS, ASKED):
+                    (_folder / f"{kind}_{_slot}{suffix}").unlink(missing_ok=True)
     return _slot
 
 
@@ -143,20 +160,19 @@ def _holder(k: int) -> int:
     return int(struct.unpack(lock, fcntl.fcntl(_lock_fd, fcntl.F_GETLK, asked))[4])
 
 
-def lose(error: OSError) -> None:
-    """Say once, whichever process is the first to find out, that metrics cannot be kept."""
-    if not _lost[0]:
-        _lost[0] = 1
-        log.error(
-            "metrics are incomplete from now on, requests are not affected: %s; "
-            "PROMETHEUS_MULTIPROC_DIR must have room, and stay; restart when it does",
-            error,
-        )
+def lose(why: object, remedy: str = ROOM) -> None:
+    """Say once, whichever process is the first to find out, that a scrape does not show all."""
+    if losing():
+        return
+    _lost[0] = 1
+    with suppress(OSError):
+        (_folder / LOST).touch()  # for processes that are no forks of ours
+    log.error("metrics are incomplete from now on, requests are not affected: %s; %s", why, remedy)
 
 
 def losing() -> bool:
     """Whether any process has counts that a scrape does not show."""
-    return bool(_lost[0])
+    return bool(_lost[0]) or (installed() and (_folder / LOST).exists())
 
 
 def remove_if_last() -> None:

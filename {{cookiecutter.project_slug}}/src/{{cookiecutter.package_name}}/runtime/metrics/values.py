@@ -13,10 +13,12 @@ import errno
 import json
 import mmap
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from weakref import WeakSet, WeakValueDictionary
 
 import prometheus_client.values
 
@@ -24,10 +26,14 @@ from . import slots
 
 PAGE = max(4 * 4096, mmap.ALLOCATIONGRANULARITY)
 CELLS_PER_PAGE = PAGE // 8
-MODES = ("all", "sum", "min", "max")
+PARENT = "METRICS_FOLDER"  # in the environment of children: where their parent counts
+TIME = "time"  # the mode of the number that says when one of mode mostrecent was set
+GONE = struct.pack("Q", 0x7FF8_676F_6E65_0000)  # of a series that was removed: a NaN of our own
+(NOTHING,) = struct.unpack("d", GONE)
 
 _files: dict[str, "_Files"] = {}
-_values: dict[tuple[str, ...], "Value"] = {}  # by sample and values of its labels
+_values: WeakSet["Value"] = WeakSet()
+_by_sample: WeakValueDictionary[tuple[str, ...], "Value"] = WeakValueDictionary()
 _lock = Lock()
 
 
@@ -38,22 +44,33 @@ def install(folder: Path) -> None:
         OSError: when the folder cannot be written.
     """
     slots.install(folder)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-    for value in _values.values():
-        before = value.get()
-        value._bind()
-        value.inc(before)
+    # libraries, and children that know nothing of ours, look at the first
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[PARENT] = str(folder)
+    _files.clear()
+    for value in list(_values):
+        value._move()
 
 
 def _after_fork() -> None:
     global _lock
     _lock = Lock()
     _files.clear()
-    for value in _values.values():
+    for value in list(_values):
         value._cells = None
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def storable(text: str) -> str:
+    """The text with U+FFFD for what no UTF-8 can say, as of a header that was no UTF-8."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def is_gone(value: float) -> bool:
+    return value != value and struct.pack("d", value) == GONE
 
 
 class _Files:
@@ -67,6 +84,7 @@ class _Files:
         if half := lines.pop():  # the last holder died while it wrote
             os.truncate(self._keys, self._keys.stat().st_size - len(half))
         self._places = {line: place for place, line in enumerate(lines)}
+        self._inherited = set(lines)
         self._pages: list[memoryview[float]] = []
 
     def cell(self, key: bytes) -> "tuple[memoryview[float], int]":
@@ -83,6 +101,12 @@ class _Files:
             _append(self._keys, key + b"\n")
             self._places[key] = place
         return self._pages[page], index
+
+    def inherits(self, key: bytes) -> bool:
+        """Whether its number is that of the slot's last holder still: true once."""
+        inherited = key in self._inherited
+        self._inherited.discard(key)
+        return inherited
 
     def _map(self, start: int) -> "memoryview[float]":
         missing = start + PAGE - (self._cells.stat().st_size if self._cells.exists() else 0)
@@ -116,14 +140,14 @@ def place(sample: str, *labels: str) -> "tuple[memoryview[float], int]":
 
     That code needs no lock to add to it, which halves what it costs. Not to be kept over a fork.
     """
-    value = _values[sample, *labels]
+    value = _by_sample[sample, *labels]
     return value._cells or value._bind(), value._index
 
 
 class Value:
     """A number of a metric, as prometheus_client wants it.
 
-    Gauges are those of living processes, whether their mode says `live` or not.
+    What it shows is this process's own on top of what earlier holders of the slot left.
     """
 
     _multiprocess = True
@@ -139,40 +163,74 @@ class Value:
         multiprocess_mode: str = "",
         **_: Any,
     ) -> None:
-        mode = multiprocess_mode.removeprefix("live")
-        if mode and mode not in MODES:
-            raise ValueError(f"{name}: no mode {mode}; give livesum, livemin, livemax or liveall")
-        self._kind = slots.GAUGES if typ == "gauge" else slots.COUNTS
-        labels = dict(zip(labelnames, labelvalues, strict=True))
-        self._key = json.dumps([typ, mode, metric_name, name, labels, help_text]).encode()
+        self._mode = multiprocess_mode.removeprefix("live")
+        if multiprocess_mode.startswith("live"):
+            self._kind = slots.GAUGES
+        else:
+            self._kind = slots.LAST if self._mode == "all" else slots.COUNTS
+        labels = dict(zip(labelnames, map(storable, labelvalues), strict=True))
+        self._line = [typ, self._mode, metric_name, name, labels, storable(help_text)]
+        self._key = json.dumps(self._line).encode()
         self._cells: memoryview[float] | None = None
         self._index = 0
         self._bind()
-        _values[name, *labelvalues] = self
+        _values.add(self)
+        _by_sample[name, *labelvalues] = self
 
     def _bind(self) -> "memoryview[float]":
-        if not slots.installed():
-            self._cells, self._index = _private()
-            return self._cells
         with _lock:
             try:
+                if not slots.installed():
+                    raise LookupError
                 files = _files.get(self._kind) or _files.setdefault(self._kind, _Files(self._kind))
-                self._cells, self._index = files.cell(self._key)
-            except OSError as error:
-                slots.lose(error)
-                self._cells, self._index = _private()
+                self._start(files)
+            except (LookupError, OSError) as error:
+                if isinstance(error, OSError):
+                    slots.lose(error)
+                self._start(None)
+            assert self._cells is not None
             return self._cells
+
+    def _start(self, files: _Files | None) -> None:
+        """Find the cell, and note what is in it before this process counts in it."""
+        cells, index = _private() if files is None else files.cell(self._key)
+        inherits = files is not None and files.inherits(self._key)
+        if is_gone(cells[index]):
+            cells[index], inherits = 0.0, False
+        self._inherited = cells[index] if inherits else None
+        self._cells, self._index = cells, index
+
+    def _move(self) -> None:
+        """Go on in a cell of the folder that has been installed."""
+        gone = self._cells is not None and is_gone(self._cells[self._index])
+        before = self.get()
+        self._bind()
+        if gone:
+            self.forget()
+        else:
+            self.inc(before)
 
     def inc(self, amount: float) -> None:
         cells = self._cells or self._bind()
         with _lock:
-            cells[self._index] += amount
+            value = cells[self._index] + amount
+            if value != value and is_gone(cells[self._index]):
+                value = amount
+            cells[self._index] = value
 
     def set(self, value: float, timestamp: float | None = None) -> None:
-        (self._cells or self._bind())[self._index] = value
+        cells = self._cells or self._bind()
+        cells[self._index] = value + (self._inherited or 0.0)
 
     def get(self) -> float:
-        return float((self._cells or self._bind())[self._index])
+        """This process's own number."""
+        value = (self._cells or self._bind())[self._index]
+        return 0.0 if is_gone(value) else value - (self._inherited or 0.0)
+
+    def forget(self) -> None:
+        """Show nothing until there is a number again."""
+        cells = self._cells or self._bind()
+        cells[self._index], self._inherited = NOTHING, None
 
     def set_exemplar(self, exemplar: object) -> None:
         """Exemplars have no place in the files."""
@@ -181,5 +239,75 @@ class Value:
         return None
 
 
+class _Extreme(Value):
+    """A gauge that is the least or the largest of what processes had, the dead ones included."""
+
+    def _start(self, files: _Files | None) -> None:
+        super()._start(files)
+        self._own = 0.0
+
+    def inc(self, amount: float) -> None:
+        self.set(self.get() + amount)
+
+    def set(self, value: float, timestamp: float | None = None) -> None:
+        cells = self._cells or self._bind()
+        self._own = value
+        pick: Callable[[float, float], float] = min if self._mode == "min" else max
+        cells[self._index] = value if self._inherited is None else pick(value, self._inherited)
+
+    def get(self) -> float:
+        if self._cells is None:
+            self._bind()
+        return self._own
+
+
+class _Recent(Value):
+    """A gauge that is what was set last, in whichever process; not shown until it is set."""
+
+    def _start(self, files: _Files | None) -> None:
+        super()._start(files)
+        self._inherited = None
+        key = json.dumps([self._line[0], TIME, *self._line[2:]]).encode()
+        self._times, self._time_index = _private() if files is None else files.cell(key)
+
+    def _move(self) -> None:
+        before, when = self.get(), self._times[self._time_index]
+        self._bind()
+        if when:
+            self.set(before, when)
+
+    def set(self, value: float, timestamp: float | None = None) -> None:
+        super().set(value)
+        self._times[self._time_index] = timestamp or 0.0  # after it, so that it is never too new
+
+
+KINDS = {"min": _Extreme, "max": _Extreme, "mostrecent": _Recent, "livemostrecent": _Recent}
+
+
+def _value(*its: Any, **more: Any) -> Value:
+    return KINDS.get(more.get("multiprocess_mode", ""), Value)(*its, **more)
+
+
+def remove(metric: str, labels: dict[str, str]) -> None:
+    """Show those series of a metric no more that have these labels, whichever process counts them.
+
+    One that is counted again begins at 0.
+
+    Raises:
+        OSError: when the files cannot be read.
+    """
+    wanted = {name: storable(value) for name, value in labels.items()}.items()
+    for keys in slots.folder().glob(f"*{slots.KEYS}"):
+        lines = keys.read_bytes().split(b"\n")[:-1]
+        for place, line in enumerate(lines):
+            # a line is that of the metric only if its name is in it, and few have it
+            if f'"{metric}"'.encode() in line:
+                _, _, name, _, its, _ = json.loads(line)
+                if name == metric and wanted <= its.items():
+                    with keys.with_suffix(slots.CELLS).open("r+b") as cells:
+                        cells.seek(8 * place)
+                        cells.write(GONE)
+
+
 # every metric looks this class up when it is made
-prometheus_client.values.ValueClass = Value
+prometheus_client.values.ValueClass = _value

@@ -1,0 +1,454 @@
+"""Whoever knows prometheus_client meets the same numbers here, over several processes too.
+
+The same steps run here and in its own multiprocess mode, in real processes that live and die.
+"""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Service, copy_code
+from overlay import PACKAGE
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families
+
+Start = Callable[..., Service]
+
+THEATRE = f"""
+import json, os, signal, sys, traceback
+from pathlib import Path
+
+ours, folder = sys.argv[1] == "ours", sys.argv[2]
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+if ours:
+    from {PACKAGE}.runtime.metrics import exposition, slots, values
+    identity = slots.label
+else:
+    identity = lambda: str(os.getpid())
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info, Summary
+from prometheus_client import generate_latest, multiprocess
+from prometheus_client.parser import text_string_to_metric_families
+
+class Actor:
+    def __init__(self):
+        self.steps, self.answers = os.pipe(), os.pipe()
+        self.pid, self.alive = os.fork(), True
+        if self.pid == 0:
+            scope = dict(globals())
+            for line in os.fdopen(self.steps[0]):
+                try:
+                    exec(json.loads(line), scope)
+                    answer = ""
+                except BaseException:
+                    answer = traceback.format_exc()
+                os.write(self.answers[1], json.dumps([answer, identity()]).encode() + b"\\n")
+            os._exit(0)
+        self.reader = os.fdopen(self.answers[0])
+
+    def do(self, code):
+        os.write(self.steps[1], json.dumps(code).encode() + b"\\n")
+        answer, self.identity = json.loads(self.reader.readline())
+        assert not answer, answer
+
+    def die(self):
+        self.alive = False
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        if not ours:
+            multiprocess.mark_process_dead(self.pid)
+
+def scrape():
+    if ours:
+        text = exposition.Exposition().scrape("")[0]
+    else:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        text = generate_latest(registry)
+    shown, names = [], {{a.identity: name for name, a in actors.items()}}
+    for family in text_string_to_metric_families(text.decode()):
+        if not family.name.startswith("x"):
+            continue
+        shown.append([family.name, family.type, family.documentation])
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            if process := labels.pop("worker" if ours else "pid", None):
+                labels["process"] = names[process]
+            shown.append([sample.name, labels, sample.value])
+    return sorted(shown, key=json.dumps)
+
+def play(steps):
+    try:
+        for step in steps:
+            who, _, code = step.partition(": ")
+            if who == "scrape":
+                yield scrape()
+            elif code == "dies":
+                actors[who].die()
+            else:
+                if who not in actors:
+                    actors[who] = Actor()
+                actors[who].do(code)
+    finally:
+        for actor in actors.values():
+            if actor.alive:
+                actor.die()
+
+for number, steps in enumerate(json.load(sys.stdin)):
+    sys.stdout.flush()
+    if pid := os.fork():
+        assert os.waitpid(pid, 0)[1] == 0, steps
+        continue
+    own = Path(folder, str(number))
+    own.mkdir()
+    if ours:
+        values.install(own)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(own)
+    actors = {{}}
+    print(json.dumps(list(play(steps))), flush=True)
+    os._exit(0)
+"""
+Scene = list[list[Any]]
+
+
+def play(folder: Path, stage: str, *plays: str) -> list[list[Scene]]:
+    """What each `scrape` among the steps shows; a step is "process: code" or "process: dies"."""
+    folder.mkdir()
+    steps = [[line.strip() for line in play.strip().splitlines()] for play in plays]
+    done = subprocess.run(
+        [sys.executable, "-c", THEATRE, stage, str(folder)],
+        input=json.dumps(steps),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def gauges(mode: str, first: int, second: int) -> str:
+    """Two processes set a gauge, one dies, and a third takes its place."""
+    make = f"g = Gauge('x', 'help', ['l'], multiprocess_mode='{mode}')"
+    return f"""
+        a: {make}
+        b: {make}
+        a: g.labels('l'), g.labels('only a').set(7)
+        b: g.labels('l')
+        scrape
+        b: g.labels('l').set({second})
+        a: g.labels('l').set({first})
+        scrape
+        b: None if '{mode}'.endswith('mostrecent') else g.labels('l').dec(10)
+        scrape
+        a: dies
+        scrape
+        c: {make}
+        c: g.labels('l')
+        scrape
+        c: g.labels('l').set(0.5)
+        c: g.labels('only c').set(-3)
+        scrape
+        b: dies
+        scrape
+        """
+
+
+OBSERVE = "m.labels('1').observe({}); m.labels('2').observe({})"
+CASES = {
+    "counters add up": """
+        a: c = Counter('x', 'help')
+        b: c = Counter('x', 'help')
+        scrape
+        a: c.inc(1)
+        b: c.inc(2)
+        scrape
+        a: dies
+        scrape
+        c: c = Counter('x', 'help'); c.inc(4)
+        scrape
+        """,
+    "summaries add up": f"""
+        a: m = Summary('x', 'help', ['l']); {OBSERVE.format(1, 2)}
+        b: m = Summary('x', 'help', ['l']); {OBSERVE.format(10, 2.5)}
+        scrape
+        a: dies
+        c: m = Summary('x', 'help', ['l']); {OBSERVE.format(100, 0)}
+        scrape
+        """,
+    "histograms add up": f"""
+        a: m = Histogram('x', 'help', ['l']); {OBSERVE.format(1, 2)}
+        b: m = Histogram('x', 'help', ['l']); {OBSERVE.format(10, 2.5)}
+        scrape
+        a: dies
+        c: m = Histogram('x', 'help', ['l'])
+        c: {OBSERVE.format(100, 0)}
+        scrape
+        """,
+    "histograms of other bounds": """
+        a: m = Histogram('x', 'help', buckets=(0.25, 1e7)); m.observe(-1); m.observe(1e9)
+        b: m = Histogram('x', 'help', buckets=(0.5, 1e7)); m.observe(0.4)
+        scrape
+        """,
+    "a histogram that only one process has": """
+        a: h = Histogram('x', 'help', ['view'])
+        a: h.labels(view='view1').observe(1)
+        b: h = Histogram('x', 'help', ['view'])
+        b: h.labels(view='view1').observe(5); h.labels(view='view2').observe(1)
+        scrape
+        """,
+    "all kinds with many labels, in any order": """
+        a: names, its = list('abcd'), dict(zip('abcd', 'abcd'))
+        a: c = Counter('xc', 'c help', names); c.labels(**its).inc()
+        a: g = Gauge('xg', 'g help', names); g.labels(**its).set(1)
+        a: h = Histogram('xh', 'h help', names); h.labels(**its).observe(1)
+        b: names, its = list('dcba'), dict(zip('abcd', 'abcd'))
+        b: c = Counter('xc', 'c help', names); c.labels(**its).inc()
+        b: g = Gauge('xg', 'g help', names); g.labels(**its).set(1)
+        b: h = Histogram('xh', 'h help', names); h.labels(**its).observe(5)
+        scrape
+        """,
+    "namespace, subsystem and unit": """
+        a: names = dict(namespace='x_ns', subsystem='ss', unit='seconds')
+        a: Counter('c', 'help', **names).inc(); Gauge('g', 'help', **names).set(1)
+        a: Histogram('h', 'help', **names).observe(1); Summary('s', 'help', **names).observe(2)
+        scrape
+        """,
+    "a subclass with names of its own": """
+        a: base = dict(namespace='x_default', subsystem='other')
+        a: init = lambda self, *its, **more: Counter.__init__(self, *its, **(base | more))
+        a: c = type('Own', (Counter,), {'__init__': init})('m', 'help', ['s'], namespace='x_ns')
+        a: c.labels('200').inc(); c.labels('404').inc(2)
+        scrape
+        """,
+    "in registries of their own, or none": """
+        a: Counter('x', 'help', registry=None).inc()
+        a: Counter('x', 'help', registry=CollectorRegistry()).inc(2)
+        b: Counter('x', 'help').inc(4)
+        scrape
+        """,
+    "over a fork": """
+        a: c = Counter('x', 'help'); g = Gauge('xg', 'help', multiprocess_mode='livesum')
+        a: c.inc(2); g.set(2)
+        a: pid = os.fork(); pid or (c.inc(), g.inc(5), c._value.get() == 1 and os._exit(0))
+        a: assert os.waitpid(pid, 0)[1] == 0; ours or multiprocess.mark_process_dead(pid)
+        scrape
+        a: c.inc()
+        scrape
+        """,
+    "counters that are reset": """
+        a: c = Counter('x', 'help'); c.inc(3)
+        a: dies
+        b: c = Counter('x', 'help'); c.inc(5); c.reset(); c.inc(1)
+        scrape
+        b: assert c._value.get() == 1
+        """,
+    "keys longer than a page, and more of them than fit one": """
+        a: c = Counter('x', 'help', ['l'])
+        a: c.labels('l' * 300_000).inc(42); c.labels('short').inc(17)
+        a: [c.labels(str(n)).inc(n) for n in range(5000)]
+        scrape
+        a: dies
+        b: c = Counter('x', 'help', ['l'])
+        b: c.labels('l' * 300_000).inc(1); [c.labels(str(n)).inc(1) for n in range(5000)]
+        scrape
+        """,
+    "numbers that are none": """
+        a: g = Gauge('x', 'help', multiprocess_mode='livesum'); g.set(float('inf'))
+        b: g = Gauge('x', 'help', multiprocess_mode='livesum'); g.set(1)
+        scrape
+        a: g.set_to_current_time(); g.set(1e300)
+        scrape
+        """,
+    "timers and exceptions": """
+        a: c, g = Counter('xc', 'help'), Gauge('xg', 'help', multiprocess_mode='livesum')
+        a: 'with c.count_exceptions(): pass'
+        a: exec('try:\\n with c.count_exceptions(): 1/0\\nexcept ZeroDivisionError: pass')
+        a: exec('with g.track_inprogress(): g.inc(2)')
+        scrape
+        """,
+}
+MODES = ("min", "max", "sum", "mostrecent", "liveall", "livemin", "livemax", "livesum")
+for mode in (*MODES, "livemostrecent"):
+    CASES[f"gauges, {mode}, up"] = gauges(mode, 1, 2)
+    CASES[f"gauges, {mode}, down"] = gauges(mode, 2, -1)
+
+
+@pytest.mark.timeout(240)
+def test_the_numbers_are_those_of_its_multiprocess_mode(tmp_path: Path) -> None:
+    ours = play(tmp_path / "ours", "ours", *CASES.values())
+    stock = play(tmp_path / "stock", "stock", *CASES.values())
+    assert all(len(scene) > 1 for scenes in stock for scene in scenes)
+    for case, found, expected in zip(CASES, ours, stock, strict=True):
+        assert found == expected, case
+
+
+def test_a_gauge_of_mode_all_is_kept_until_its_slot_is_taken(tmp_path: Path) -> None:
+    """The one difference: there it would be for ever, a series for each process that ever was."""
+    make = "g = Gauge('x', 'help'); g.set({})"
+    steps = f"""
+        a: {make.format(1)}
+        b: {make.format(2)}
+        a: dies
+        scrape
+        c: {make.format(3)}
+        scrape
+        """
+    (scenes,) = play(tmp_path / "ours", "ours", steps)
+    shown = [[[labels["process"], value] for _, labels, value in scene[1:]] for scene in scenes]
+    assert shown == [[["a", 1.0], ["b", 2.0]], [["b", 2.0], ["c", 3.0]]]
+
+
+# --- over HTTP
+
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+ACCEPTED = {
+    "": PLAIN,
+    "*/*": PLAIN,
+    "image/png": PLAIN,
+    "\xff": PLAIN,
+    ";;,=,;version": PLAIN,
+    "text/plain;version=a.b": PLAIN,
+    "text/plain;version=1.x": PLAIN,
+    "text/plain; version=1.0.0": "text/plain; version=1.0.0; charset=utf-8; escaping=underscores",
+    "application/openmetrics-text": OPEN,
+    "application/openmetrics-text;version=a.b": PLAIN,
+    "application/openmetrics-text; version=99.0.0": PLAIN,
+    "application/openmetrics-text;version=a.b, application/openmetrics-text;version=1.0.0": OPEN,
+    PROMETHEUS_2: OPEN,
+    PROMETHEUS_3: f"{OPEN}; escaping=allow-utf-8",
+}
+
+
+def test_any_client_gets_an_answer(start: Start) -> None:
+    service = start(WEB_CONCURRENCY="1")
+    service.get("/")
+    for accept, expected in ACCEPTED.items():
+        response = service.get("/metrics", {"Accept": accept}, admin=True)
+        assert (response.status, accept) == (200, accept)
+        found, text = response.headers["Content-Type"], response.body.decode()
+        assert found.startswith(expected), accept
+        parse = open_metrics if found.startswith("application") else text_string_to_metric_families
+        assert {"http_requests", "metrics_degraded"} <= {family.name for family in parse(text)}
+
+    for accepted in ("gzip", "deflate, gzip;q=0.5", "br,GZIP"):
+        packed = service.get("/metrics", {"Accept-Encoding": accepted}, admin=True)
+        assert packed.headers["Content-Encoding"] == "gzip"
+        assert b"http_requests_total" in gzip.decompress(packed.body)
+    for refused in ("", "identity", "gzip;q=0, br", "gzip; q=0.0", "notgzip"):
+        plain = service.get("/metrics", {"Accept-Encoding": refused}, admin=True)
+        assert plain.headers["Content-Encoding"] is None
+        assert b"http_requests_total" in plain.body
+
+
+def test_names_choose_samples(start: Start) -> None:
+    service = start(WEB_CONCURRENCY="1")
+    service.get("/")
+    asked = ("http_requests_total", "http_request_duration_seconds_sum", "metrics_degraded", "no")
+    query = "&".join(f"name[]={name}" for name in asked)
+    text = service.get(f"/metrics?{query}", admin=True).body.decode()
+    lines = text.splitlines()
+    assert {line.partition("{")[0].partition(" ")[0] for line in lines} == {"#", *asked[:3]}
+    assert len([line for line in lines if line.startswith("# TYPE")]) == 3
+    assert service.get("/metrics?name[]=no", admin=True).body == b""
+
+
+# --- a folder in which others write
+
+
+USERS = """
+from aiohttp import web
+from prometheus_client import Counter
+from .probes import routes
+
+AGENTS = Counter("agents", "By who they say they are, \\udcff.", ["agent"])
+
+@routes.get("/agent")
+async def agent(request):
+    AGENTS.labels(request.headers["User-Agent"]).inc()
+    return web.Response()
+"""
+
+
+def with_metrics(folder: Path, source: str) -> Path:
+    """The application under test with this module in it."""
+    code = copy_code(folder)
+    (code / PACKAGE / "of_the_user.py").write_text(source)
+    app = code / PACKAGE / "app.py"
+    app.write_text(
+        app.read_text().replace("from . import views", "from . import of_the_user, views")
+    )
+    return code
+
+
+def test_a_label_may_be_any_bytes(start: Start, tmp_path: Path) -> None:
+    service = start(code=with_metrics(tmp_path / "code", USERS), WEB_CONCURRENCY="1")
+    for agent in ("\xff\xfe", "\xff\xfd", "é".encode().decode("latin-1")):
+        assert service.get("/agent", {"User-Agent": agent}).status == 200
+    counts = {its["agent"]: n for name, its, n in service.scrape() if name == "agents_total"}
+    assert counts == {"\ufffd\ufffd": 2, "é": 1}
+    assert service.total("metrics_degraded") == 0
+
+
+def damage(service: Service, how: str) -> None:
+    """Do to the files of web workers what no one should."""
+    mine = next(service.folder().glob("counts_0.keys"))
+    other = mine.with_name("counts_999.keys")
+    match how:
+        case "deleted":
+            mine.unlink()
+        case "numbers deleted":
+            mine.with_suffix(".cells").unlink()
+        case "cut":
+            os.truncate(mine, 100)
+        case "written over":
+            mine.write_bytes(b"nonsense\n" * mine.stat().st_size)
+        case "nonsense":
+            other.write_bytes(b"[" * 100_000 + b"\n\xff\xfe\n{}\n")
+        case "no text":
+            other.write_text('["counter", "", "x", "x_total", {"a": "\\udcff"}, ""]\n')
+        case "a folder":
+            other.mkdir()
+        case "a pipe":
+            other.write_text('["counter", "", "x", "x_total", {}, ""]\n')
+            os.mkfifo(other.with_suffix(".cells"))
+        case "numbers missing":
+            other.write_text('["counter", "", "x", "x_total", {}, ""]\n')
+        case "half a summary":
+            other.write_text('["summary", "", "http_requests", "http_requests_total", {}, ""]\n')
+            other.with_suffix(".cells").write_bytes(b"\0" * 3)
+
+
+MINE = ("deleted", "numbers deleted", "cut", "written over")
+OTHERS = ("nonsense", "no text", "a folder", "a pipe", "numbers missing", "half a summary")
+
+
+@pytest.mark.parametrize("how", [*MINE, *OTHERS])
+def test_a_scrape_shows_the_rest_and_says_that_it_is_not_all(start: Start, how: str) -> None:
+    service = start(WEB_CONCURRENCY="1")
+    for _ in range(5):
+        service.get("/")
+    assert service.total("http_requests_total", route="/") == 5
+    assert service.total("metrics_degraded") == 0
+    damage(service, how)
+    service.scrape()
+    assert service.total("metrics_degraded") == 1
+    assert service.total("http_requests_total", route="/") == 5
+    assert service.log.read_text().count("metrics are incomplete") == 1
+    assert service.get("/").status == 200

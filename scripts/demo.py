@@ -13,8 +13,18 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 REQUESTS = 1000
-SERVICE = f"http://localhost:{os.environ.get('PORT', '8080')}"
-ADMIN = f"http://localhost:{os.environ.get('ADMIN_PORT', '8081')}"
+
+
+def url(prefix: str, port: str) -> str:
+    """Where the service listens: `localhost` may be another one's, on the other kind of address."""
+    host = os.environ.get(f"{prefix}HOST") or "0.0.0.0"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    port = os.environ.get(f"{prefix}PORT") or port
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+SERVICE = url("", "8080")
+ADMIN = url("ADMIN_", "8081")
 
 
 def get(url: str) -> str:
@@ -34,10 +44,13 @@ def wait_until_ready(service: subprocess.Popen[bytes]) -> None:
     sys.exit(f"The service ended with exit code {service.returncode}; what it said stands above.")
 
 
-def show() -> None:
+def show(service: subprocess.Popen[bytes]) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = pool.map(get, [f"{SERVICE}/"] * REQUESTS)
         workers = Counter(json.loads(answer)["worker"] for answer in answers)
+    ours = os.getpgid(service.pid)
+    if any(os.getpgid(worker) != ours for worker in workers):
+        sys.exit(f"Another service answers on {SERVICE}: give a free port, PORT=9000 make demo")
     time.sleep(0.2)  # a response arrives a moment before it is counted
     counted = [line for line in get(f"{ADMIN}/metrics").splitlines() if 'route="/"' in line]
     print(f"\n{REQUESTS} requests, answered by {len(workers)} workers:")
@@ -59,13 +72,16 @@ def show() -> None:
 def main() -> None:
     project = Path(sys.argv[1])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    command = project / ".venv" / "bin" / project.name
+    if code := subprocess.run([command, "check", "--start"], check=False).returncode:
+        sys.exit(code)
     service = subprocess.Popen(
-        [project / ".venv" / "bin" / project.name],
+        [command],
         env={"LOG_FORMAT": "console", "ACCESS_LOG": "false", "LAME_DUCK": "0"} | os.environ,
     )
     try:
         wait_until_ready(service)
-        show()
+        show(service)
         service.wait()
     except KeyboardInterrupt:
         pass  # the terminal told the service as well

@@ -29,7 +29,11 @@ def test_the_grace_period_holds_the_drain() -> None:
     """First the web container ends, then compute, within one grace period."""
     service = settings.Settings.from_env(manifest("configmap")["data"])
     drain = service.lame_duck + 2 * service.graceful_timeout
-    assert drain < template()["spec"]["terminationGracePeriodSeconds"]
+    grace = template()["spec"]["terminationGracePeriodSeconds"]
+    assert drain < grace
+    (web,) = template()["spec"]["containers"]
+    env = {one["name"]: one.get("value") for one in web["env"]}
+    assert env["GRACE_PERIOD"] == str(grace)
 
 
 def test_a_blocked_worker_is_replaced_before_the_kubelet_restarts_the_container() -> None:

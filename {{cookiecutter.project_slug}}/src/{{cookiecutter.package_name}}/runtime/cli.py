@@ -1,6 +1,7 @@
 """The commands of `python -m PACKAGE`."""
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -17,10 +18,11 @@ from typing import Any, NoReturn
 from . import logs, options, preload
 from .metrics import slots, values
 from .parts import PACKAGE, Parts, service
-from .process import limits
-from .settings import Settings, SettingsError
+from .process import limits, listening
+from .settings import SOCKET_PATH, Settings, SettingsError
 
 SHARED_MEMORY = "/dev/shm"
+SOCKET = "compute.sock"
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +41,15 @@ def command_line(parts: Parts) -> None:
     options.add_commands(choices)
     check = choices.add_parser("check", help="say what would run, and why; start nothing")
     check.add_argument("--json", action="store_true", help="for machines")
+    check.add_argument(
+        "--start", action="store_true", help="only try whether `serve` could listen now"
+    )
     check.set_defaults(run=_check)
     arguments = parser.parse_args()
+    try:
+        Path.cwd()
+    except OSError:
+        give_up(f"{name}: the working directory was removed; change to one that is there")
     try:
         settings = parts.load_settings().from_env()
     except SettingsError as error:
@@ -51,6 +60,9 @@ def command_line(parts: Parts) -> None:
 
 def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> None:
     """Say what would run, and why."""
+    if arguments.start:
+        look_before(settings, "serve")
+        return
     loaded = _preload(parts)
     pools = 2 if settings.compute_url is None else 1  # as `serve` has them
     web = limits.web_workers(settings, pools=pools)
@@ -63,6 +75,7 @@ def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
         "preload_seconds": round(loaded.seconds, 3),
         "preload_bytes": loaded.memory,
         "settings": settings.as_json(),
+        "suspects": settings.suspects(),
     }
     if arguments.json:
         print(json.dumps(found, indent=2))
@@ -74,6 +87,8 @@ def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
     print("settings:")
     for name, value in settings.as_json().items():
         print(f"  {name}={'' if value is None else value}")
+    for name, meant in settings.suspects().items():
+        print(f"nothing reads the variable {name}: is it meant to be {meant}?")
 
 
 def _preload(parts: Parts) -> preload.Loaded:
@@ -89,17 +104,18 @@ def give_up(why: str) -> NoReturn:
     sys.exit(2)
 
 
-def check_socket(url: str) -> None:
-    """End the start where a pool could not listen on its unix socket."""
-    folder = Path(url.removeprefix("unix:")).parent
-    if url.startswith("unix:") and not os.access(folder, os.W_OK | os.X_OK):
-        give_up(f"COMPUTE_URL={url!r}: {folder} is no folder that can be written; make or mount it")
+def look_before(settings: Settings, command: str) -> None:
+    """End the start where `command` could not listen."""
+    if found := listening.problems(settings, command):
+        give_up("cannot start:\n" + "\n".join(f"  {problem}" for problem in found))
 
 
 @contextmanager
 def runtime_folder(settings: Settings) -> Iterator[Path]:
     """Where the processes keep their metrics and meet: a fresh folder, removed at the end."""
     logs.setup(settings.log_level, settings.log_format, access=settings.access_log)
+    for variable, meant in settings.suspects().items():
+        log.warning("nothing reads the variable %s: is it meant to be %s?", variable, meant)
     given = settings.prometheus_multiproc_dir
     try:
         if given is None:
@@ -108,6 +124,8 @@ def runtime_folder(settings: Settings) -> Iterator[Path]:
         else:
             folder = given
             folder.mkdir(parents=True, exist_ok=True)
+        if len(os.fsencode(folder / SOCKET)) > SOCKET_PATH:
+            raise OSError(errno.ENAMETOOLONG, "too long for a socket in it", str(folder))
         values.install(folder)
     except OSError as error:
         give_up(
@@ -138,12 +156,11 @@ def preloaded_folder(settings: Settings, parts: Parts) -> Iterator[Path]:
 def _serve(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> NoReturn:
     """Become the management process. Ends by SystemExit, in the workers that it forks too."""
     command = arguments.command or "serve"
+    look_before(settings, command)
     with preloaded_folder(settings, parts) as folder:
         if command == "serve" and settings.compute_url is None:
-            os.environ["COMPUTE_URL"] = f"unix:{folder}/compute.sock"
+            os.environ["COMPUTE_URL"] = f"unix:{folder / SOCKET}"
             settings = type(settings).from_env()
-        if command != "web":
-            check_socket(settings.compute_url or "")
 
         from .metrics.catalogue import INFO
         from .process.arbiter import Launcher, Service

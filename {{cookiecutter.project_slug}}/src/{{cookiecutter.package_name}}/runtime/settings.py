@@ -3,10 +3,14 @@
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, dataclass_transform
+
+from yarl import URL
 
 
 class SettingsError(Exception):
@@ -56,9 +60,12 @@ def address(text: str) -> str:
     if text == "localhost":
         return "127.0.0.1"
     try:
-        return str(ipaddress.ip_address(text))
+        ip = ipaddress.ip_address(text)
     except ValueError:
         raise ValueError("give an IP address to listen on, such as 0.0.0.0 or ::") from None
+    if ip.version == 6 and (ip.is_link_local or ip.scope_id):
+        raise ValueError("give no link-local address, but one such as :: or 0.0.0.0")
+    return str(ip)
 
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -67,9 +74,10 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "
 def size(text: str) -> int:
     """Bytes of a quantity written as Kubernetes does."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kMG]?i?)", text)
-    if match is None or match[2] not in _UNITS or not float(match[1]):
+    number = float(match[1]) * _UNITS[match[2]] if match and match[2] in _UNITS else 0
+    if not 1 <= number < 2**60:
         raise ValueError("give a size in bytes, or with a unit such as 96Mi or 1Gi")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(number)
 
 
 def folder(text: str) -> Path:
@@ -82,15 +90,27 @@ def folder(text: str) -> Path:
     return path.absolute()
 
 
+SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes of a path that the kernel takes
+
+
 def compute_url(text: str) -> str:
-    if not re.fullmatch(r"unix:/.+|https?://[^/\s]+/?", text):
+    if text.startswith("unix:/"):
+        if len(os.fsencode(text.removeprefix("unix:"))) > SOCKET_PATH:
+            raise ValueError(f"the path of a unix socket has at most {SOCKET_PATH} bytes")
+        return text
+    try:
+        url = URL(text)
+        good = url.scheme in ("http", "https") and url.host and url.port and url == url.origin()
+        good = good and not re.search(r"\s", text)
+    except ValueError:
+        good = False
+    if not good:
         raise ValueError("give unix:/path/of/a.sock or http://host:port")
-    if text.startswith("unix:") and len(text) > 105:
-        raise ValueError("the path of a unix socket has at most 100 characters")
     return text.rstrip("/")
 
 
 HIDDEN = "***"
+LIKENESS = 0.86  # of two names, from 0 to 1, where one may be meant to be the other
 
 
 def setting(default: Any, parse: Callable[[str], Any], *, secret: bool = False) -> Any:
@@ -128,6 +148,7 @@ class Settings(_Dataclass):
     event_loop: str = setting("uvloop", one_of("uvloop", "asyncio"))
     graceful_timeout: float = setting(20.0, seconds(1))
     lame_duck: float = setting(5.0, seconds(0))
+    grace_period: float | None = setting(None, seconds(1))
     worker_timeout: float = setting(30.0, seconds(2))
     max_requests: int = setting(0, whole(0, 10**9))
 
@@ -169,9 +190,23 @@ class Settings(_Dataclass):
             problems.append(
                 f"ADMIN_PORT={settings.admin_port}: is PORT too; give each a port of its own"
             )
+        lame_duck, graceful = settings.lame_duck, settings.graceful_timeout
+        if (grace := settings.grace_period) is not None and lame_duck + graceful >= grace:
+            problems.append(
+                f"LAME_DUCK={lame_duck:g}, GRACEFUL_TIMEOUT={graceful:g}: "
+                f"the end comes with GRACE_PERIOD={grace:g}; make the sum smaller, "
+                "or raise that, and terminationGracePeriodSeconds too"
+            )
         if problems:
             raise SettingsError(problems)
         return settings
+
+    @classmethod
+    def suspects(cls, env: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """Variables that nothing reads, and the settings that they look like."""
+        known = [field_.name.upper() for field_ in fields(cls)]
+        close = {n: get_close_matches(n.upper(), known, 1, LIKENESS) for n in env if n not in known}
+        return {name: found[0] for name, found in close.items() if found}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.as_json()})"

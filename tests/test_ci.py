@@ -4,17 +4,22 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import yaml
-from conftest import Answers, run
+from conftest import Answers, require, run, wait_for
 
 Bake = Callable[..., Path]
 
@@ -57,7 +62,7 @@ def check_jsonschema(file: Path, cwd: Path) -> "subprocess.CompletedProcess[str]
 
 def zizmor(folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [BIN / "zizmor", "--offline", "--quiet", "--no-config", "."],
+        [BIN / "zizmor", "--offline", "--quiet", "--no-config", "--strict-collection", ".github"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -309,6 +314,142 @@ def test_publishes_the_image(ci: str, image: str, bake: Bake, tmp_path: Path) ->
         assert f" --build-arg {name}={value} " in build
     dockerfile = (bake(ci=ci, image=image) / "Dockerfile").read_text()
     assert set(re.findall(r"(?m)^ARG (\w+)", dockerfile)) == arguments.keys()
+
+
+# --- the template's own
+
+
+def test_the_templates_own_is_valid(template: Path) -> None:
+    for file in (GITHUB, Path(".github/dependabot.yml")):
+        checked = check_jsonschema(file, template)
+        assert checked.returncode == 0, checked.stdout
+    checked = zizmor(template)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_every_action_is_pinned_once(template: Path, bake: Bake) -> None:
+    pins: dict[str, set[str]] = {}
+    for folder in (template, bake(ci="github", job_queue="none")):
+        text = (folder / GITHUB).read_text()
+        found = re.findall(r"uses: (\S+)@([0-9a-f]{40} # v[0-9.]+)\n", text)
+        assert len(found) == text.count("uses:")
+        for action, pin in found:
+            pins.setdefault(action, set()).add(pin)
+    assert {action: len(each) for action, each in pins.items()} == dict.fromkeys(pins, 1)
+
+
+def test_runs_on_every_python_that_a_project_may_have(template: Path) -> None:
+    tested = jobs_of(template)["test"]["strategy"]["matrix"]["python"]
+    packaging = tomllib.loads((template / "pyproject.toml").read_text())["project"]
+    assert tested[0] == packaging["requires-python"].removeprefix(">=")
+    answers = json.loads((template / "cookiecutter.json").read_text())["python_version"]
+    assert set(answers) <= set(tested)
+
+
+def test_pre_commit_here_runs_what_ci_runs(template: Path) -> None:
+    (repository,) = yaml.safe_load((template / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = {hook["entry"] for hook in repository["hooks"]}
+    in_ci = {line for line in lines_of(jobs_of(template)["test"]) if line.startswith("make")}
+    assert hooks == in_ci - {"make install"}
+
+
+KUBECTL = """
+case "$1 $2" in
+kustomize*) exec {kubectl} "$@" ;;
+"get nodes") echo 127.0.0.1 ;;
+"get service") echo {port} ;;
+"apply -f") cat >>{applied}; echo --- >>{applied} ;;
+esac
+"""
+
+
+@pytest.mark.timeout(1800)
+def test_every_line_here_runs(
+    template: Path, engine: str, installed: Bake, tmp_path: Path, advisories: Callable[..., str]
+) -> None:
+    """But `make test`, which this is part of. The cluster is one service, as its kubectl says."""
+    commands, applied, environment = (tmp_path / name for name in ("bin", "applied", "env"))
+    commands.mkdir()
+    clone = shutil.copytree(template, tmp_path / "template")
+    port, admin = free_port(), free_port()
+    kubectl = KUBECTL.format(kubectl=require("kubectl"), port=port, applied=applied)
+    for name, script in {"docker": f'exec {engine} "$@"', "kind": "", "kubectl": kubectl}.items():
+        stand_in(commands / name, script)
+    environment.touch()
+    given = {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "GITHUB_ENV": str(environment),
+        "PIP_AUDIT_OSV_URL": advisories(),
+    }
+    service = subprocess.Popen(
+        [installed() / ".venv" / "bin" / "my-service"],
+        env={"PORT": port, "ADMIN_PORT": admin, "WEB_CONCURRENCY": "1", "ACCESS_LOG": "false"},
+    )
+    try:
+        jobs = jobs_of(template).values()
+        for line in dict.fromkeys(line for job in jobs for line in lines_of(job)):
+            if line != "make test" and "apt-get" not in line:
+                exported = dict(each.split("=", 1) for each in environment.read_text().split())
+                run("bash", "-e", "-c", line, cwd=clone, **given | exported)
+    finally:
+        service.terminate()
+        service.wait(60)
+        for tag in (1, 2):
+            subprocess.run([engine, "rmi", f"my-service:{tag}"], capture_output=True, check=False)
+    found = [each for each in yaml.safe_load_all(applied.read_text()) if each]
+    pods = [each["spec"]["template"]["spec"] for each in found if each["kind"] == "Deployment"]
+    images = [pod["containers"][0]["image"] for pod in pods]
+    assert images == ["my-service:1", "my-service:2", "my-service:2"]
+    assert [len(pod.get("initContainers") or []) for pod in pods] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("sleep 1", 0), ("exit 7", 7), ("kill -KILL $PID", 1)],
+    ids=["answered", "command", "lost"],
+)
+def test_under_load_counts_what_is_lost(
+    command: str, code: int, template: Path, installed: Bake
+) -> None:
+    port, admin = free_port(), free_port()
+    service = subprocess.Popen(
+        [installed() / ".venv" / "bin" / "my-service", "web"],
+        env={"PORT": port, "ADMIN_PORT": admin, "WEB_CONCURRENCY": "1", "ACCESS_LOG": "false"},
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: is_ready(admin))
+        done = subprocess.run(
+            [
+                *(sys.executable, template / "scripts/under_load.py", f"http://127.0.0.1:{port}/"),
+                *("sh", "-c", command.replace("$PID", f"-{service.pid}")),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(service.pid, signal.SIGKILL)
+        service.wait(60)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("connect: " in done.stdout) == (code == 1)
+    if code != 1:
+        for kind in ("kept", "new"):
+            assert re.search(rf"{kind} connections: \{{200: \d+\}}, 0 failures", done.stdout)
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
+
+
+def is_ready(admin: str) -> bool:
+    try:
+        with urlopen(f"http://127.0.0.1:{admin}/readyz", timeout=10) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
 
 
 # --- each check sees what it is for

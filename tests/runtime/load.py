@@ -21,9 +21,11 @@ class Result:
 class Load:
     """Clients that send one request after the other until they are told to stop."""
 
-    def __init__(self, port: int, path: str = "/", *, keep_alive: bool = True) -> None:
+    def __init__(
+        self, port: int, path: str = "/", *, keep_alive: bool = True, host: str = "127.0.0.1"
+    ) -> None:
         self.result = Result()
-        self._port = port
+        self._host, self._port = host, port
         self._keep_alive = keep_alive
         connection = "keep-alive" if keep_alive else "close"
         self._request = f"GET {path} HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n"
@@ -41,7 +43,7 @@ class Load:
     async def _client(self) -> None:
         while not self._stop.is_set():
             try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                reader, writer = await asyncio.open_connection(self._host, self._port)
             except OSError as error:
                 self.result.failures.append(f"connect: {error!r}")
                 await asyncio.sleep(0.01)

@@ -316,6 +316,33 @@ def test_publishes_the_image(ci: str, image: str, bake: Bake, tmp_path: Path) ->
     assert set(re.findall(r"(?m)^ARG (\w+)", dockerfile)) == arguments.keys()
 
 
+# --- what is said to people
+
+
+@pytest.mark.parametrize(
+    ("ci", "where"),
+    [
+        ("github", "**Report a vulnerability** under the repository's Security tab"),
+        ("gitlab", "mark it confidential"),
+        ("none", "Write to Your Name"),
+    ],
+)
+def test_says_where_a_vulnerability_is_reported(ci: str, where: str, bake: Bake) -> None:
+    project = bake(ci=ci)
+    security, readme = ((project / name).read_text() for name in ("SECURITY.md", "README.md"))
+    assert where in security
+    assert "[SECURITY.md](SECURITY.md)" in readme
+    targets = re.findall(r"`make ([a-z-]+)`", security)
+    assert targets
+    run("make", "--dry-run", *targets, cwd=project)
+
+
+def test_the_licence_of_a_project_is_for_its_owner_to_choose(bake: Bake) -> None:
+    project = bake(ci="github")
+    assert not list(project.glob("LICEN*"))
+    assert "There is no licence yet" in (project / "README.md").read_text()
+
+
 # --- the template's own
 
 

@@ -317,12 +317,14 @@ def test_the_overlay_differs_in_what_it_says(project: Path) -> None:
 
 
 def test_make_deploy_names_the_image(project: Path) -> None:
-    commands = run("make", "--dry-run", "deploy", "TAG=1.2.3", cwd=project)
-    (render,) = re.findall(
-        r"^(kubectl kustomize .*) \| kubectl apply -f -$", commands, re.MULTILINE
-    )
-    found = images(list(yaml.safe_load_all(run("sh", "-c", render, cwd=project))))
-    assert found == {containers(project)["web"]["image"].rpartition(":")[0] + ":1.2.3"}
+    mine = containers(project)["web"]["image"].rpartition(":")[0]
+    for image, given in ((mine, []), ("ghcr.io/some/one", ["IMAGE=ghcr.io/some/one"])):
+        commands = run("make", "--dry-run", "deploy", "TAG=1.2.3", *given, cwd=project)
+        (render,) = re.findall(
+            r"^(kubectl kustomize .*) \| kubectl apply -f -$", commands, re.MULTILINE
+        )
+        found = images(list(yaml.safe_load_all(run("sh", "-c", render, cwd=project))))
+        assert found == {f"{image}:1.2.3"}
 
 
 @pytest.mark.parametrize(

@@ -5,26 +5,27 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 UV := $(shell uv --version 2>/dev/null)
 PIP := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install --disable-pip-version-check)
-COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
-	--generate-hashes --no-header --no-annotate
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 AUDIT := pip-audit@2.10.1
 SLUG := {{cookiecutter.project_slug}}
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint audit bench lock clean
+.PHONY: help install demo test soak lint audit bench lock upgrade release clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(INSTALLED)  ## make .venv with everything that requirements-dev.txt pins
+install: $(INSTALLED)  ## bring .venv to what requirements-dev.txt pins
 
-$(INSTALLED): requirements-dev.txt
+$(INSTALLED): requirements-dev.txt | $(BIN)/python
+	$(PIP) --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "This needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 			"Name another one: make install PYTHON=python3.13" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(PIP) --quiet --require-hashes -r requirements-dev.txt
-	@touch $@
 
 demo: $(INSTALLED)  ## generate a project into build/, start it on every CPU given, show what it counts
 	rm -rf build/my-service
@@ -56,18 +57,27 @@ bench: $(INSTALLED)  ## measure a generated project: make bench NAME=telemetry|c
 	$(MAKE) --no-print-directory -C build/bench/my-service install
 	PROJECT=build/bench/my-service build/bench/my-service/.venv/bin/python benchmarks/$(NAME).py
 
-lock: $(INSTALLED)  ## pin the newest versions allowed, here and in the generated project
-	$(COMPILE) --group dev --output-file requirements-dev.txt
+lock: $(INSTALLED)  ## pin what is new, here and in the generated project; what is pinned stays
+	$(COMPILE) --group dev --output-file requirements-dev.txt >/dev/null
 	for queue in none redis; do \
 		rm -rf build/lock && \
 		$(BIN)/cookiecutter . --no-input --default-config --output-dir build/lock job_queue=$$queue >/dev/null && \
-		$(MAKE) --no-print-directory -C build/lock/my-service lock && \
+		$(MAKE) --no-print-directory -C build/lock/my-service $(or $(LOCK),lock) && \
 		cp build/lock/my-service/requirements-build.txt '$(SLUG)' && \
 		for name in requirements requirements-dev; do \
 			cp build/lock/my-service/$$name.txt \
 				"$(SLUG)/{% if cookiecutter.job_queue == '$$queue' %}$$name.txt{% endif %}" || exit 1; \
 		done || exit 1; \
 	done
+	$(COMPILE) tests/runtime/requirements.in --constraint build/lock/my-service/requirements-dev.txt \
+		--output-file tests/runtime/requirements.txt >/dev/null
+
+upgrade: COMPILE += --upgrade
+upgrade: LOCK := upgrade
+upgrade: lock  ## the same with the newest versions that are allowed
+
+release:  ## check that pyproject.toml, CHANGELOG.md and cookiecutter.json name one version, and tag it
+	@$(PYTHON) scripts/release.py
 
 clean:  ## remove everything that the other targets made
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache

@@ -166,7 +166,7 @@ def test_generates(name: str, bake: Bake) -> None:
         text = file.read_text()
         relative = file.relative_to(project)
         assert "{%" not in text, relative
-        assert "cookiecutter" not in f"{relative} {text}", relative
+        assert "cookiecutter." not in f"{relative} {text}", relative
         # The braces of Python, GitHub and Prometheus are their own.
         if file.suffix != ".py" and not {".github", "monitoring"} & set(relative.parts):
             assert "{{" not in text, relative

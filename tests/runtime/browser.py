@@ -29,7 +29,9 @@ def chromium() -> str:
     if found is not None:
         return found
     missing = "chromium is not installed"
-    pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)
 
 
 class Page:

@@ -1,6 +1,7 @@
 """The rules, the dashboard and the documents speak of metrics that the service has, and of all."""
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -11,13 +12,13 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Response, Service, free_port, wait_for
+from conftest import Service, free_port, wait_for
 from overlay import PROJECT
 
 Start = Callable[..., Service]
@@ -47,11 +48,15 @@ def the_job() -> str:
 
 FIRING = "count by (alertname) (ALERTS{alertstate='firing'})"
 INSTANCE = 'instance="a:8081"'
+ABORTED = 'http_responses_aborted_total{{route="/", status="200", by="{}"}}'
 HEALTHY = {
     'http_requests_total{route="/", status="200"}': "0+6000x400",
     'http_requests_total{route="/", status="500"}': "0+1x400",
     'http_request_duration_seconds_bucket{le="0.5"}': "0+5999x400",
     "http_request_duration_seconds_count{}": "0+6001x400",
+    ABORTED.format("client"): "0+60x400",
+    ABORTED.format("drain"): "0+60x400",
+    ABORTED.format("error"): "0+1x400",
     'worker_exits_total{reason="recycled", detail=""}': "0+10x400",
     'worker_exits_total{reason="killed", detail="SIGKILL"}': "0x200 1x200",
     'compute_worker_exits_total{reason="crashed", detail="1"}': "0x400",
@@ -71,23 +76,40 @@ HEALTHY = {
     "metrics_folder_size_bytes{}": "25000000x400",
 }
 OK, FAILED, FAST = list(HEALTHY)[:3]
-KILLED, CRASHED = list(HEALTHY)[5:7]
+LAG, LAST_TURN, BUSY = list(HEALTHY)[14:17]
+KILLED, CRASHED = list(HEALTHY)[8:10]
+# a request a second, all fast; and 100 websockets, open for long, that a roll-out ends
+ROLLED_OUT = {
+    OK: "0+60x400",
+    FAILED: "0x400",
+    'http_requests_total{route="/chat", status="101"}': "100x400",
+    'http_responses_aborted_total{route="/chat", status="101", by="drain"}': "0x388 100x20",
+    FAST: "0+60x400",
+    "http_request_duration_seconds_count{}": "0+60x388 23380+60x20",
+    **{ABORTED.format(by): "0x400" for by in ("client", "drain", "error")},
+}
 # what happens -> the series that differ from a healthy service's, and the alert, where there is one
 CASES: dict[str, tuple[dict[str, str], str]] = {
     "all is well": ({}, ""),
     "two percent fail since an hour": ({FAILED: "0x330 0+120x70"}, "AvailabilityBurnsFast"),
+    "two percent are cut short": (
+        {ABORTED.format("error"): "0x330 0+120x70"},
+        "AvailabilityBurnsFast",
+    ),
+    "clients leave": ({ABORTED.format("client"): "0x330 0+600x70"}, ""),
+    "a roll-out ends 100 websockets": (ROLLED_OUT, ""),
     "seven in a thousand fail since six hours": ({FAILED: "0+42x400"}, "AvailabilityBurnsSlow"),
     "an incident that is over": ({FAILED: "0x330 0+600x25 15000x45"}, ""),
     "a fifth is slow since an hour": ({FAST: "0+5999x330 1979670+4800x70"}, "LatencyBurnsFast"),
     "seven percent are slow since six hours": ({FAST: "0+5580x400"}, "LatencyBurnsSlow"),
-    "nobody asks": (dict.fromkeys([OK, FAILED, *list(HEALTHY)[2:4]], "9x400"), ""),
+    "nobody asks": (dict.fromkeys([OK, FAILED, *list(HEALTHY)[2:7]], "9x400"), ""),
     "web workers are killed": ({KILLED: "0x380 0+1x20"}, "WorkersDying"),
     "compute workers crash": ({CRASHED: "0x380 0+1x20"}, "WorkersDying"),
     "a worker stays away": ({'workers{state="live"}': "2x380 1x20"}, "WorkersMissing"),
     "a task's stays away": ({'compute_workers{state="live"}': "2x380 1x20"}, "WorkersMissing"),
-    "a loop stood still": ({list(HEALTHY)[11]: "0.2x385 3x1 0.2x20"}, "LoopBlocked"),
-    "a loop stands still": ({list(HEALTHY)[12]: "0+60x388 23280x20"}, "LoopBlocked"),
-    "the loops are always busy": ({list(HEALTHY)[13]: "0+57x400"}, "Saturated"),
+    "a loop stood still": ({LAG: "0.2x385 3x1 0.2x20"}, "LoopBlocked"),
+    "a loop stands still": ({LAST_TURN: "0+60x388 23280x20"}, "LoopBlocked"),
+    "the loops are always busy": ({BUSY: "0+57x400"}, "Saturated"),
     "the queue is full": ({"compute_rejected_total{}": "0x370 0+5x30"}, "ComputeRejecting"),
     "the pod does not answer": ({"up{}": "1x380 0x20"}, "ScrapeFailing"),
     "there is no pod": ({"up{}": ""}, "ScrapeFailing"),
@@ -227,6 +249,11 @@ def prometheus(folder: Path, service: Service) -> Iterator[Prometheus]:
         process.wait()
 
 
+async def cut_short(service: Service) -> None:
+    with suppress(http.client.IncompleteRead):
+        await asyncio.to_thread(service.get, "/probe/stream/1")
+
+
 async def steadily(service: Service, seconds: float) -> list[float]:
     """Requests at RATE, each on a connection of its own; when each of them was answered."""
     answered = []
@@ -246,7 +273,7 @@ async def steadily(service: Service, seconds: float) -> list[float]:
 
     loop = asyncio.get_running_loop()
     asked: list[asyncio.Task[None]] = []
-    others: list[asyncio.Task[Response]] = []
+    others: list[asyncio.Task[Any]] = []
     began = loop.time()
     for number in range(int(seconds * RATE)):
         await asyncio.sleep(began + number / RATE - loop.time())
@@ -256,6 +283,7 @@ async def steadily(service: Service, seconds: float) -> list[float]:
                 asyncio.create_task(asyncio.to_thread(service.get, path))
                 for path in ("/nowhere", "/probe/error", "/primes/1000")
             ]
+            others.append(asyncio.create_task(cut_short(service)))
     await asyncio.gather(*asked, *others)
     return answered
 

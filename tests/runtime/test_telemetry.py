@@ -401,13 +401,18 @@ def test_each_request_is_counted_once_with_its_true_status(start: Start, loop: s
         ("GET", "unmatched", "404"): 1,
         ("POST", "/greet", "413"): 1,
         ("POST", "/greet", "422"): 1,
-        ("GET", "/probe/sleep/{seconds}", "499"): 1,
-        ("GET", "/probe/stream/{chunks}", "499"): 1,
-        ("GET", "/probe/stream/{chunks}", "500"): 1,
-        ("POST", "/greet", "499"): 1,
-        ("GET", "/probe/socket", "101"): 1,
-        ("GET", "/probe/socket", "499"): 1,
+        ("GET", "/probe/sleep/{seconds}", "none"): 1,
+        ("GET", "/probe/stream/{chunks}", "200"): 2,
+        ("POST", "/greet", "none"): 1,
+        ("GET", "/probe/socket", "101"): 2,
         ("other", "unmatched", "400"): 1,
+    }
+    aborted = {
+        ("/probe/sleep/{seconds}", "none", "client"): 1,
+        ("/probe/stream/{chunks}", "200", "client"): 1,
+        ("/probe/stream/{chunks}", "200", "error"): 1,
+        ("/greet", "none", "client"): 1,
+        ("/probe/socket", "101", "client"): 1,
     }
     service.get("/")
     service.get("/probe/error")
@@ -445,10 +450,20 @@ def test_each_request_is_counted_once_with_its_true_status(start: Start, loop: s
     with suppress(AssertionError):
         wait_for(lambda: counted() == expected, 5)
     assert counted() == expected
-    wait_for(lambda: service.total("http_request_duration_seconds_count") == len(expected))
+    requests = sum(expected.values())
+    wait_for(lambda: service.total("http_request_duration_seconds_count") == requests)
     assert service.total("http_requests_in_progress") == 0
-    access = wait_for(lambda: len(x := access_lines(service)) == len(expected) and x)
-    assert sorted(str(line["status"]) for line in access) == sorted(s for *_, s in expected)
+    assert aborted == {
+        (labels["route"], labels["status"], labels["by"]): value
+        for name, labels, value in service.scrape()
+        if name == "http_responses_aborted_total"
+    }
+    access = wait_for(lambda: len(x := access_lines(service)) == requests and x)
+    statuses = [s for (*_, s), number in expected.items() for _ in range(number)]
+    assert sorted(str(line["status"] or "none") for line in access) == sorted(statuses)
+    assert sorted(line["aborted"] for line in access if "aborted" in line) == sorted(
+        by for *_, by in aborted
+    )
 
 
 def access_lines(service: Service) -> list[dict[str, Any]]:
@@ -468,7 +483,8 @@ def test_requests_cancelled_by_the_end_are_counted(start: Start, loop: str) -> N
         return code
 
     assert asyncio.run(ask()) == 0
-    assert [line["status"] for line in access_lines(service)] == [503, 503]
+    ends = [(line["status"], line["aborted"]) for line in access_lines(service)]
+    assert ends == [(None, "drain")] * 2
 
 
 # --- two containers of a pod

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from aiohttp import web
 
+from . import child_probes
+from .runtime import broadcast
+
 NOTES = Path(os.environ.get("PROBE_NOTES", os.devnull))
 
 routes = web.RouteTableDef()
@@ -68,6 +71,53 @@ async def socket(request: web.Request) -> web.WebSocketResponse:
     return response
 
 
+@routes.get("/probe/chat/{room}")
+async def chat(request: web.Request) -> web.WebSocketResponse:
+    """Everybody in a room hears what anybody says, whichever worker they are connected to."""
+    room = request.match_info["room"]
+    response = web.WebSocketResponse()
+    await response.prepare(request)
+    missed: list[int] = []
+    messages = broadcast.subscribe(room, missed.append)
+
+    async def tell() -> None:
+        async for message in messages:
+            if missed:
+                await response.send_json({"missed": missed.pop()})
+            await response.send_json(message)
+
+    telling = asyncio.create_task(tell())
+    try:
+        await response.send_json({"worker": os.getpid()})
+        async for message in response:
+            await broadcast.publish(room, message.json())
+    finally:
+        telling.cancel()
+    return response
+
+
+@routes.post("/probe/publish/{room}")
+async def publish(request: web.Request) -> web.Response:
+    await broadcast.publish(request.match_info["room"], await request.json())
+    return web.json_response({"worker": os.getpid()})
+
+
+@routes.get("/probe/slow/{room}")
+async def slow(request: web.Request) -> web.Response:
+    """Subscribes, does not read until there is a file, and tells what it got then."""
+    missed: list[int] = []
+    messages = broadcast.subscribe(request.match_info["room"], missed.append)
+    NOTES.touch()  # noqa: ASYNC240
+    while not NOTES.with_suffix(".go").exists():  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    got = []
+    async for message in messages:
+        got.append(message)
+        if message == "end":
+            break
+    return web.json_response({"got": len(got), "missed": sum(missed)})
+
+
 @routes.get("/probe/log")
 async def log(request: web.Request) -> web.Response:
     logging.getLogger("probe").warning("from a handler")
@@ -85,9 +135,11 @@ def with_probes(
     async def create() -> web.Application:
         if failure := os.environ.get("PROBE_BOOT_FAILURE"):
             raise RuntimeError(failure)
+        if os.environ.get("PROBE_BOOT_CHILD"):
+            child_probes.fork()
         await asyncio.sleep(float(os.environ.get("PROBE_BOOT_SECONDS", "0")))
         app = await create_app()
-        app.add_routes(routes)
+        app.add_routes([*routes, *child_probes.routes])
         app.on_cleanup.append(_note)
         return app
 

@@ -1,5 +1,6 @@
 """Tasks as a user has them."""
 
+from . import child_probes as child_probes  # its tasks
 from .runtime import task
 
 

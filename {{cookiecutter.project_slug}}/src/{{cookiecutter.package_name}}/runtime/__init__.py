@@ -3,7 +3,7 @@
 `jobs` is here too where the project was generated with a job queue.
 """
 
-from . import compute
+from . import broadcast, compute
 from .cli import command_line
 from .compute import task
 from .options import Settings
@@ -17,6 +17,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "boolean",
+    "broadcast",
     "command_line",
     "compute",
     "one_of",

@@ -41,7 +41,7 @@ TRACEPARENT = re.compile(
 class Record:
     """The request that a task works for."""
 
-    __slots__ = ("id", "series", "start", "status", "trace_id")
+    __slots__ = ("aborted", "id", "series", "start", "status", "trace_id")
 
     def __init__(self, request_id: str, traceparent: str | None = None) -> None:
         self.id = request_id
@@ -49,7 +49,8 @@ class Record:
         if traceparent and (found := TRACEPARENT(traceparent)):
             self.trace_id = found[1]
         self.start = perf_counter()
-        self.status = 0  # not counted yet
+        self.status = 0  # nothing sent yet
+        self.aborted = ""  # by whom
         self.series: Any = None  # where it is counted
 
 
@@ -208,11 +209,12 @@ def _json_line(
     agent: str,
 ) -> str:
     trace = f'"trace_id":"{record.trace_id}",' if record.trace_id else ""
+    aborted = f'"aborted":"{record.aborted}",' if record.aborted else ""
     return (
         f'{{"time":"{_timestamp(now)}","level":"info","logger":"access","process":{_pid},'
         f'"request_id":"{record.id}",{trace}"method":"{method}","path":{_quoted(path)},'
-        f'"status":{record.status},"duration_us":{int(seconds * 1e6)},"bytes":{size},'
-        f'"remote":"{remote or ""}","user_agent":{_quoted(agent)}}}\n'
+        f'"status":{record.status or "null"},{aborted}"duration_us":{int(seconds * 1e6)},'
+        f'"bytes":{size},"remote":"{remote or ""}","user_agent":{_quoted(agent)}}}\n'
     )
 
 
@@ -226,8 +228,9 @@ def _console_line(
     remote: str | None,
     agent: str,
 ) -> str:
+    aborted = f"aborted by {record.aborted} " if record.aborted else ""
     return (
-        f"{_timestamp(now)} {_pid} {remote} {method} {path} {record.status} "
+        f"{_timestamp(now)} {_pid} {remote} {method} {path} {record.status or '-'} {aborted}"
         f"{seconds * 1000:.1f} ms [{record.id}]\n"
     )
 

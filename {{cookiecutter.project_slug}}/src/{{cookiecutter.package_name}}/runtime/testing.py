@@ -5,7 +5,6 @@ are problem+json. Tasks run inline, with the conversions of the pool, and so do 
 """
 
 import asyncio
-import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from importlib import import_module
@@ -17,34 +16,15 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import BaseTestServer, TestClient
-from aiohttp.web_protocol import RequestHandler
 from pytest_aiohttp.plugin import AiohttpClient
 
 from . import options, preload
-from .http import edge, recording
+from .http import edge
 from .parts import PACKAGE, Parts
 
-log = logging.getLogger(__name__)
+KEEPALIVE = 75.0  # seconds
 
 Client = TestClient[Any, Any]
-
-
-class _Server(web.Server):
-    def __call__(self) -> RequestHandler:
-        return edge.Protocol(
-            self,
-            loop=asyncio.get_running_loop(),
-            logger=log,
-            access_log_class=recording.Recorder,
-            access_log=log,
-        )
-
-
-class _Runner(web.AppRunner):
-    async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
-        edge.Edge(self.app).wrap(made)
-        return _Server(made.request_handler, request_factory=made.request_factory)
 
 
 class Server(BaseTestServer):
@@ -57,7 +37,7 @@ class Server(BaseTestServer):
         self._app = app
 
     async def _make_runner(self, **_: Any) -> web.BaseRunner:
-        return _Runner(self._app)
+        return edge.Runner(self._app, keepalive=KEEPALIVE)
 
 
 def _parts() -> Parts:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -39,7 +39,12 @@ def _left(caller: socket.socket) -> bool:
         return True
 
 
-def _run(task: registry.Task, arguments: dict[str, object], seconds: float) -> tuple[int, str]:
+def _run(
+    task: registry.Task,
+    arguments: dict[str, object],
+    seconds: float,
+    leave: Callable[[], None],
+) -> tuple[int, str]:
     began = time.perf_counter()
     signal.signal(signal.SIGALRM, _expire)
     try:
@@ -54,14 +59,19 @@ def _run(task: registry.Task, arguments: dict[str, object], seconds: float) -> t
         status, outcome = 504, "timeout"
         answer = json.dumps({"message": "stopped at its deadline"})
         # whatever the task left half done, the next one gets a process without it
-        os.kill(os.getpid(), signal.SIGTERM)
+        leave()
     catalogue.COMPUTE_TASK_SECONDS.labels(task.name).observe(time.perf_counter() - began)
     catalogue.COMPUTE_TASKS.labels(task.name, outcome).inc()
     return status, answer
 
 
-def application(timeout: float) -> WSGIApplication:
-    """The application of the pool, where no task runs for longer than `timeout` seconds."""
+def application(timeout: float, leave: Callable[[], None]) -> WSGIApplication:
+    """The application of the pool.
+
+    Args:
+        timeout: seconds that no task runs longer than.
+        leave: called where this process should end after its answer.
+    """
 
     def respond(environ: WSGIEnvironment) -> tuple[int, str]:
         now = time.time()
@@ -80,7 +90,7 @@ def application(timeout: float) -> WSGIApplication:
         if now >= deadline or _left(environ["gunicorn.socket"]):
             catalogue.COMPUTE_TASKS.labels(name, "skipped").inc()
             return 504, json.dumps({"message": "not started: its deadline had passed"})
-        return _run(task, arguments, min(deadline - now, timeout))
+        return _run(task, arguments, min(deadline - now, timeout), leave)
 
     def wsgi(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         catalogue.WORKER_REQUESTS.labels(slots.label()).inc()

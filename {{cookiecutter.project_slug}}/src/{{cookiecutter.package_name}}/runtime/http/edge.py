@@ -1,12 +1,25 @@
-"""What every request meets around the Application: its id, its errors, its end while draining."""
+"""What every request meets around the Application: its id, its errors, and that it is recorded.
+
+aiohttp's own classes, each with what we add to it:
+
+    Runner    starts the Application and makes the Server
+    Server    makes a Connection for each socket, and ends what would never end by itself
+    Connection  handles its requests one after the other, and sees how each of them ended
+    Request   has the head of each response pass by, before it is written
+    Writer    knows when the first byte is written, which is when a response is counted
+"""
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from functools import cache
 from http.client import responses
-from typing import Any
+from traceback import format_exception
+from typing import Any, Literal
 
-from aiohttp import hdrs, web
+from aiohttp import WSCloseCode, hdrs, web
+from aiohttp.http_writer import StreamWriter
+from aiohttp.web_app import Application
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 from multidict import istr
@@ -16,11 +29,17 @@ from ..compute.client import ComputeError
 from ..metrics import values
 from . import recording
 
-Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
-
 REQUEST_ID = istr("X-Request-ID")
 TRACEPARENT = istr("traceparent")
 PROBLEM = "application/problem+json"
+
+ABNORMAL = WSCloseCode.ABNORMAL_CLOSURE
+EVENT_STREAM = "text/event-stream"
+PAUSE = 0.1  # seconds at most between two websockets or event streams that are ended
+FAREWELL = 1.0  # seconds that a handler has when its websocket has been closed
+
+Answer = tuple[web.StreamResponse, bool]
+Culprit = Literal["", "client", "drain", "error"]  # who cut a response short
 
 
 def _problem(status: int, detail: str) -> str:
@@ -36,10 +55,219 @@ def _problem(status: int, detail: str) -> str:
     )
 
 
-class Protocol(RequestHandler):
-    """aiohttp's connection, with our answer to what fails outside of every handler."""
+def _as_problem(error: web.HTTPException) -> None:
+    """Give an error a body of ours, where its own is a plain text."""
+    if error.status < 400 or error.content_type != "text/plain" or error.prepared:
+        return
+    if hdrs.CONTENT_LENGTH in error.headers or not isinstance(error.body, bytes | None):
+        return
+    try:
+        text = error.text
+    except (UnicodeDecodeError, LookupError):
+        return  # sent as it is
+    stock = not text or text == f"{error.status}: {error.reason}"
+    error.text = _problem(error.status, error.reason if stock else text or "")
+    error.content_type = PROBLEM
 
-    __slots__ = ()
+
+class Writer(StreamWriter):
+    """Counts a response in the moment before its first byte is written, and measures its body.
+
+    So a client that has a status is counted, even when the worker is killed in the very next
+    moment; and a head that was prepared, and never written, is not.
+    """
+
+    record: logs.Record
+    response: web.StreamResponse | None = None  # whose head comes next, or came
+    ended = False  # by us, because the worker ends
+    _body_size = 0
+
+    def _is_head(self) -> bool:
+        transport = self._protocol.transport
+        if self.response is None or self.record.status:
+            return False
+        if transport is None or transport.is_closing():
+            return False
+        recording.count(self.record, self.response.status)
+        return True
+
+    def _write(self, chunk: Any) -> None:
+        head = self._is_head()
+        super()._write(chunk)
+        if self.record.status and not head and not self.chunked:
+            self._body_size += len(chunk)
+
+    def _writelines(self, chunks: Any) -> None:
+        body = chunks[1:] if self._is_head() else chunks
+        super()._writelines(chunks)
+        # in front of a chunk there is its size
+        self._body_size += int(body[0], 16) if self.chunked else sum(map(len, body))
+
+    def body_size(self, *, whole: bool) -> int:
+        """Bytes of the body that were written; whole: whether that is all of it."""
+        if self._body_size or not self.length or self.response is None:
+            return self._body_size
+        # sendfile passes us by
+        return self.length if whole and not self.response._must_be_empty_body else 0
+
+
+class Request(web.Request):
+    """Gives every response its headers, and is cheaper by two coroutines than a signal is."""
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        for app in () if self._match_info is None else self._match_info._apps:
+            if app.on_response_prepare:
+                await app.on_response_prepare.send(self, response)
+        writer: Any = self._payload_writer
+        record: logs.Record = writer.record
+        headers = response.headers
+        headers[REQUEST_ID] = record.id
+        if not record.status:
+            record.series = recording.series(self)
+            writer.response = response
+        connection: Any = self._protocol
+        if connection.server.closing and response.status != 101:
+            # force_close() alone comes too late here for the header to be written
+            headers[hdrs.CONNECTION] = "close"
+            response.force_close()
+
+
+@cache
+def _hooked(request_class: Any) -> Any:
+    """A class of the user's, with our hook."""
+    return type(request_class.__name__, (Request, request_class), {})
+
+
+def _request_factory(app: Any) -> Callable[..., web.Request]:
+    loop, size, fields = app._loop, app._client_max_size, app._client_max_fields
+    given: Any = app._make_request
+
+    def make_as_given(*arguments: Any) -> web.Request:
+        request: Any = given(*arguments)
+        request.__class__ = _hooked(request.__class__)
+        request._payload_writer.__class__ = Writer
+        return request  # type: ignore[no-any-return]
+
+    # the Application's own takes one more call and a dict
+    def make(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> Request:
+        writer.__class__ = Writer  # making another one would cost more than all of its work
+        return Request(
+            message,
+            payload,
+            protocol,
+            writer,
+            task,
+            loop,
+            client_max_size=size,
+            client_max_fields=fields,
+        )
+
+    own = getattr(given, "__func__", None) is Application._make_request
+    return make if own else make_as_given
+
+
+class Connection(RequestHandler):
+    """aiohttp's connection. Sees each request to its end, whatever ends it."""
+
+    __slots__ = ("_lost", "_working", "server")
+
+    def __init__(self, server: "Server", **options: Any) -> None:
+        super().__init__(server, **options)
+        self.server = server
+        self._lost = False  # by the client, in the middle of a response
+        self._working: Writer | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        response = None if self._working is None else self._working.response
+        in_order = isinstance(response, web.WebSocketResponse) and response.closed
+        self._lost = not self._force_close and not in_order
+        super().connection_lost(exc)
+        self.server.connection_closed()
+
+    async def _handle_request(
+        self, request: BaseRequest, start_time: float | None, request_handler: Any
+    ) -> Answer:
+        headers = request.headers
+        given = headers.get(REQUEST_ID)
+        if given is None or not logs.WELL_FORMED_ID(given):
+            given = logs.new_id()
+        record = logs.Record(given, headers.get(TRACEPARENT))
+        logs.current.set(record)
+        writer: Any = request._payload_writer
+        writer.record = record
+        self._working = writer
+        cells, index = self.server.in_progress
+        cells[index] += 1
+        try:
+            try:
+                answer = await super()._handle_request(request, start_time, request_handler)
+            except asyncio.CancelledError:
+                if not writer.ended:
+                    raise
+                answer = await self._say_goodbye(writer.response)
+            record.aborted = self._culprit(writer, cut=answer[1])
+            return answer
+        except BaseException as error:
+            record.aborted = self._culprit(writer, cut=True, error=error)
+            raise
+        finally:
+            cells[index] -= 1
+            self._working = None
+            recording.finish(record, request, writer.body_size(whole=not record.aborted))
+            writer.response = None  # no circle of references stays
+
+    async def _say_goodbye(self, response: web.StreamResponse) -> Answer:
+        response.force_close()
+        await response.write_eof()
+        return response, False
+
+    def _culprit(self, writer: Writer, *, cut: bool, error: BaseException | None = None) -> Culprit:
+        """Who cut this response short; nobody where all of it was written."""
+        response, whole = writer.response, bool(writer.record.status) and not cut
+        if writer.ended:
+            return "drain"
+        if isinstance(response, web.WebSocketResponse) and whole:
+            vanished = self._lost and not response._closing  # it did not say that it closes
+            return "client" if vanished or response.close_code == ABNORMAL else ""
+        if whole:
+            return ""
+        if self._client_gone():
+            return "client"
+        ends = isinstance(error, asyncio.CancelledError) or self._force_close
+        return "drain" if self.server.closing and ends else "error"
+
+    def _client_gone(self) -> bool:
+        return self._lost or (self.transport is not None and self.transport.is_closing())
+
+    @property
+    def endless(self) -> bool:
+        """Whether what it is working on is a websocket or an event stream, and still open."""
+        writer = self._working
+        if writer is None or writer.ended or not writer.record.status:
+            return False
+        response = writer.response
+        if isinstance(response, web.WebSocketResponse):
+            return not response.closed
+        return response is not None and response.content_type == EVENT_STREAM
+
+    async def end(self) -> None:
+        """End what is endless, so that the client knows to come back."""
+        writer, task = self._working, self._task_handler
+        if writer is None or task is None:
+            return
+        writer.ended = True
+        if isinstance(writer.response, web.WebSocketResponse):
+            await writer.response.close(code=WSCloseCode.GOING_AWAY, message=b"service restart")
+            await asyncio.sleep(FAREWELL)
+        if self._working is writer:
+            task.cancel()
+
+    def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> Coroutine[Any, Any, Answer]:
+        if isinstance(resp, web.HTTPException):
+            _as_problem(resp)
+        return super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,
@@ -48,116 +276,18 @@ class Protocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        if not logs.current_id():  # the request could not even be parsed
-            logs.current.set(logs.Record(logs.new_id()))
+        if isinstance(exc, ConnectionError) and self._client_gone():
+            raise exc  # nobody hears it, and nothing is wrong here
+        if isinstance(exc, ComputeError) and not request.writer.output_size:
+            return _compute_problem(exc)
         # logs it, and raises where a part of the response is out already
         super().handle_error(request, status, exc, message)
-        response = web.Response(
-            status=status,
-            text=_problem(status, message or responses.get(status, "Error")),
-            content_type=PROBLEM,
-            headers={REQUEST_ID: logs.current_id()},
-        )
+        detail = message or responses.get(status, "Error")
+        if self.debug and exc is not None:
+            detail = "".join(format_exception(exc))
+        response = web.Response(status=status, text=_problem(status, detail), content_type=PROBLEM)
         response.force_close()
         return response
-
-
-class Request(web.Request):
-    """Gives every response its headers, and is cheaper by two coroutines than a signal is."""
-
-    closing = False
-
-    async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        for app in () if self._match_info is None else self._match_info._apps:
-            if app.on_response_prepare:
-                await app.on_response_prepare.send(self, response)
-        response.headers[REQUEST_ID] = logs.current.get().id
-        if self.closing and response.status != 101:
-            # force_close() alone comes too late here for the header to be written
-            response.headers[hdrs.CONNECTION] = "close"
-            response.force_close()
-
-
-class Edge:
-    """Stands around an Application; cheaper than a middleware, and sees all paths."""
-
-    def __init__(self, app: web.Application) -> None:
-        self._app = app
-
-    def close_connections(self) -> None:
-        """From now on, every response asks its client to come back on another connection."""
-        Request.closing = True
-
-    def wrap(self, server: web.Server) -> None:
-        """Take what `server` hands to the Application."""
-        server.request_factory = self._request_factory()
-        server.request_handler = self._around(server.request_handler)
-
-    def _request_factory(self) -> Callable[..., Request]:
-        app: Any = self._app
-        loop, size, fields = app._loop, app._client_max_size, app._client_max_fields
-
-        # the Application's own takes one more call and a dict
-        def make(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> Request:
-            return Request(
-                message,
-                payload,
-                protocol,
-                writer,
-                task,
-                loop,
-                client_max_size=size,
-                client_max_fields=fields,
-            )
-
-        return make
-
-    def _around(self, handler: Handler) -> Handler:
-        cells, index = values.place("http_requests_in_progress")
-
-        async def handle(request: BaseRequest) -> web.StreamResponse:
-            headers = request.headers
-            given = headers.get(REQUEST_ID)
-            if given is None or not logs.WELL_FORMED_ID(given):
-                given = logs.new_id()
-            record = logs.Record(given, headers.get(TRACEPARENT))
-            logs.current.set(record)
-            cells[index] += 1
-            try:
-                response = await handler(request)
-            except web.HTTPException as error:
-                recording.count(record, request, error.status)
-                if error.status >= 400 and error.content_type == "text/plain":
-                    stock = error.text == f"{error.status}: {error.reason}"
-                    detail = error.reason if stock else error.text
-                    error.text = _problem(error.status, detail or "")
-                    error.content_type = PROBLEM
-                raise
-            except ComputeError as error:
-                recording.count(record, request, error.status)
-                return _compute_problem(error)
-            except asyncio.CancelledError:
-                # where the worker ends it is not the client who gave up
-                recording.count(record, request, 503 if Request.closing else recording.CLIENT_GONE)
-                recording.finish(record, request, 0)
-                raise
-            except Exception as error:
-                if isinstance(error, ConnectionError) and request.transport is None:
-                    recording.count(record, request, recording.CLIENT_GONE)
-                    # for the log: nobody hears it
-                    return web.Response(status=recording.CLIENT_GONE)
-                recording.count(record, request, 504 if isinstance(error, TimeoutError) else 500)
-                if request.writer.output_size:  # the answer breaks off, and aiohttp is silent on it
-                    recording.finish(record, request, 0)
-                raise
-            else:
-                gone = request.transport is None
-                recording.count(record, request, recording.CLIENT_GONE if gone else response.status)
-                return response
-            finally:
-                cells[index] -= 1
-
-        return handle
 
 
 def _compute_problem(error: ComputeError) -> web.Response:
@@ -168,3 +298,86 @@ def _compute_problem(error: ComputeError) -> web.Response:
         content_type=PROBLEM,
         headers=headers,
     )
+
+
+class Server(web.Server):
+    """aiohttp's server of an Application: what its connections have in common."""
+
+    closing = False  # every response asks its client to come back on another connection
+
+    def __init__(self, app: web.Application, stock: web.Server) -> None:
+        """
+        Raises:
+            ValueError: when aiohttp knows no such option as one of the Application's handler_args.
+        """
+        super().__init__(
+            stock.request_handler,
+            request_factory=_request_factory(app),
+            handler_cancellation=stock.handler_cancellation,
+            loop=stock._loop,
+            **stock._kwargs,
+        )
+        self.in_progress = values.place("http_requests_in_progress")
+        self.connection_closed: Callable[[], None] = lambda: None
+        try:
+            self()
+        except TypeError as error:
+            raise ValueError(f"web.Application(handler_args=...): {error}") from None
+
+    def __call__(self) -> Connection:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    async def end_streams(self, seconds: float) -> None:
+        """Close websockets with code 1001 and end event streams, until cancelled.
+
+        They are told one after the other within `seconds`, so that their clients do not all come
+        back in the same moment.
+        """
+        limit = self._loop.time() + seconds
+        endings: set[asyncio.Task[None]] = set()
+        while True:
+            connections: list[Any] = [c for c in self.connections if c.endless]  # type: ignore[attr-defined]
+            left = max(limit - self._loop.time(), 0)
+            for connection in connections:
+                ending = asyncio.create_task(connection.end())
+                endings.add(ending)
+                ending.add_done_callback(endings.discard)
+                await asyncio.sleep(min(left / len(connections), PAUSE))
+            await asyncio.sleep(PAUSE)
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Cancel what is still at work, and see it end; both within `timeout` seconds."""
+        handlers = [c._task_handler for c in self.connections if c._task_handler is not None]
+        await super().shutdown(timeout)
+        if handlers:
+            await asyncio.wait(handlers, timeout=timeout)
+
+
+class Runner(web.AppRunner):
+    """aiohttp's runner of an Application, with all of the above."""
+
+    def __init__(self, app: web.Application, *, keepalive: float) -> None:
+        """
+        Args:
+            keepalive: seconds that an idle connection stays open.
+        """
+        super().__init__(app, keepalive_timeout=keepalive, **_logging(app))
+
+    @property
+    def server(self) -> Server:
+        """
+        Raises:
+            RuntimeError: before `setup()`.
+        """
+        if not isinstance(self._server, Server):
+            raise RuntimeError("call setup() first")
+        return self._server
+
+    async def _make_server(self) -> Server:
+        return Server(self.app, await super()._make_server())
+
+
+def _logging(app: Any) -> dict[str, Any]:
+    """aiohttp writes no access log where the Application does not ask for one."""
+    wanted = ("access_log", "access_log_class", "access_log_format")
+    return {} if any(name in (app._handler_args or ()) for name in wanted) else {"access_log": None}

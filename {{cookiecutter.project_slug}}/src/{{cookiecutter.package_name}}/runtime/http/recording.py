@@ -4,8 +4,7 @@ from bisect import bisect_left
 from functools import cache
 from time import perf_counter
 
-from aiohttp import hdrs, web
-from aiohttp.abc import AbstractAccessLogger
+from aiohttp import hdrs
 from aiohttp.web_request import BaseRequest
 from aiohttp.web_urldispatcher import AbstractRoute, UrlMappingMatchInfo
 from prometheus_client import Histogram
@@ -13,11 +12,11 @@ from prometheus_client.utils import floatToGoString
 
 from .. import logs
 from ..metrics import values
-from ..metrics.catalogue import REQUEST_SECONDS, REQUESTS
+from ..metrics.catalogue import ABORTED, REQUEST_SECONDS, REQUESTS
 
 UNMATCHED = "unmatched"
 OTHER_METHOD = "other"
-CLIENT_GONE = 499  # as nginx has it
+NONE = "none"  # in the place of a status, where no response was begun
 
 
 BOUNDS = Histogram.DEFAULT_BUCKETS
@@ -26,24 +25,24 @@ BOUNDS = Histogram.DEFAULT_BUCKETS
 class Series:
     """The numbers of one method and route: where they are, so that adding to them is cheap."""
 
-    __slots__ = ("_buckets", "_labels", "_statuses", "_sum")
+    __slots__ = ("_buckets", "_statuses", "_sum", "labels")
 
     def __init__(self, method: str, route: str) -> None:
         REQUEST_SECONDS.labels(method, route)
         name = "http_request_duration_seconds"
-        self._labels = method, route
-        self._statuses: dict[int, tuple[memoryview[float], int]] = {}
+        self.labels = method, route
+        self._statuses: dict[int | str, tuple[memoryview[float], int]] = {}
         self._sum = values.place(f"{name}_sum", method, route)
         self._buckets = [
             values.place(f"{name}_bucket", method, route, floatToGoString(bound))
             for bound in BOUNDS
         ]
 
-    def count(self, status: int) -> None:
+    def count(self, status: int | str) -> None:
         try:
             cells, index = self._statuses[status]
         except KeyError:
-            labels = *self._labels, str(status)
+            labels = *self.labels, str(status)
             REQUESTS.labels(*labels)
             cells, index = self._statuses[status] = values.place("http_requests_total", *labels)
         cells[index] += 1
@@ -59,8 +58,8 @@ _by_route: dict[AbstractRoute, Series] = {}  # of the routes that have one metho
 _by_labels = cache(Series)
 
 
-def _series(request: BaseRequest) -> Series:
-    """Those of a request: as many as there are routes and methods, whatever clients ask for."""
+def series(request: BaseRequest) -> Series:
+    """Where a request is counted: as many as there are routes and methods, whatever is asked."""
     match: UrlMappingMatchInfo | None = getattr(request, "_match_info", None)
     route = None if match is None else match.route  # a request that could not be parsed has none
     if route is not None and (known := _by_route.get(route)):
@@ -68,37 +67,26 @@ def _series(request: BaseRequest) -> Series:
     method = request.method if request.method in hdrs.METH_ALL else OTHER_METHOD
     if route is None or route.resource is None:
         return _by_labels(method, UNMATCHED)
-    series = _by_labels(method, route.resource.canonical)
+    found = _by_labels(method, route.resource.canonical)
     if route.method == method:
-        _by_route[route] = series
-    return series
+        _by_route[route] = found
+    return found
 
 
-def count(record: logs.Record, request: BaseRequest, status: int) -> None:
-    """Count a request by the status that it gets.
-
-    Call it before the response is written: so a client that has an answer is counted, even when
-    the worker is killed in the very next moment.
-    """
+def count(record: logs.Record, status: int) -> None:
+    """Count a request by the status that it gets, in the moment before it is written."""
     record.status = status
-    record.series = series = _series(request)
-    series.count(status)
+    record.series.count(status)
 
 
 def finish(record: logs.Record, request: BaseRequest, size: int) -> None:
     """Observe how long a request took and write its access-log line; size: that of the body."""
     seconds = perf_counter() - record.start
+    if not record.status:
+        record.series = series(request)
+        record.series.count(NONE)
+    if record.aborted:
+        ABORTED.labels(*record.series.labels, record.status or NONE, record.aborted).inc()
     record.series.observe(seconds)
     if logs.access_log:
         logs.access(request, record, seconds, size)
-
-
-class Recorder(AbstractAccessLogger):
-    """aiohttp calls it for every response that it has written, those without a handler included."""
-
-    def log(self, request: BaseRequest, response: web.StreamResponse, time: float) -> None:
-        record = logs.current.get()
-        if not record.status:  # no handler, as the request could not be parsed
-            count(record, request, response.status)
-        # not `time`: uvloop's clock stands still while a request is handled without waiting
-        finish(record, request, response.body_length)

@@ -2,14 +2,23 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-REQUESTS = Counter("http_requests", "Requests answered.", ["method", "route", "status"])
+REQUESTS = Counter(
+    "http_requests", "Requests, by the status that was sent.", ["method", "route", "status"]
+)
+ABORTED = Counter(
+    "http_responses_aborted",
+    "Requests whose response was cut short, by whom: client, drain or error.",
+    ["method", "route", "status", "by"],
+)
 REQUEST_SECONDS = Histogram(
     "http_request_duration_seconds",
     "Time from the last header of a request to the end of its response.",
     ["method", "route"],
 )
 IN_PROGRESS = Gauge(
-    "http_requests_in_progress", "Requests being handled.", multiprocess_mode="livesum"
+    "http_requests_in_progress",
+    "Requests whose response is not complete.",
+    multiprocess_mode="livesum",
 )
 LAME_DUCK = Gauge(
     "lame_duck",
@@ -70,6 +79,14 @@ LOOP_BUSY = Counter(
 )
 GC_RUNS = Counter(
     "worker_gc_collections", "Runs of the garbage collector.", ["worker", "generation"]
+)
+
+BROADCAST_PUBLISHED = Counter("broadcast_published", "Messages published.")
+BROADCAST_DELIVERED = Counter("broadcast_delivered", "Messages given to subscribers.")
+BROADCAST_DROPPED = Counter(
+    "broadcast_dropped",
+    "Messages lost at a slow subscriber, or on the way to a worker or to other pods.",
+    ["at"],
 )
 
 COMPUTE_TASKS = Counter("compute_tasks", "Tasks run, by how they ended.", ["task", "outcome"])

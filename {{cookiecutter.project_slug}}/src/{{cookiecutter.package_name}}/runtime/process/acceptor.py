@@ -16,7 +16,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from aiohttp.web_protocol import RequestHandler
 
@@ -51,7 +51,7 @@ class Acceptor:
         self._stood_back = 0, 0  # with how many connections, and how many those behind had
         self._helping = 0  # how many to take after standing back
         self._timer: asyncio.TimerHandle | None = None
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: dict[asyncio.Task[None], socket.socket] = {}
 
     def start(self) -> None:
         self._loop.add_reader(self._listener.fileno(), self._readable)
@@ -63,6 +63,10 @@ class Acceptor:
         if self._timer is not None:
             self._timer.cancel()
         self._listener.close()
+
+    def opening(self) -> Iterable[socket.socket]:
+        """Connections that have no transport yet."""
+        return self._opening.values()
 
     def closed(self) -> None:
         """A connection was closed."""
@@ -116,8 +120,8 @@ class Acceptor:
             self._lost = max(self._lost - 1, 0)
             connection.setblocking(False)
             task = self._loop.create_task(self._connect(connection))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            self._opening[task] = connection
+            task.add_done_callback(self._opening.pop)
         self._scoreboard.set_connections(self._row, self._open)
 
     async def _connect(self, connection: socket.socket) -> None:

@@ -186,6 +186,10 @@ class Launcher(Arbiter):
         if self.parent and os.getppid() != self.parent:
             raise StopIteration  # the loop's own word for a graceful end
         self.follow_limits()
+        for life in self.lives.values():
+            if not life.leaving and self.scoreboard.state(life.row) == State.DRAINING:
+                life.leaving = "left"
+                life.deadline = time.monotonic() + self.app.pool.budget + KILL_AFTER
         staying = [w for w in self.WORKERS.values() if not self.lives[w].leaving]
         for worker in staying:
             life = self.lives[worker]
@@ -294,10 +298,10 @@ class Launcher(Arbiter):
 
     def bury(self, worker: Worker, status: int) -> None:
         life = self.lives.pop(worker)
-        served = self.scoreboard.state(life.row) >= State.SERVING
+        state = self.scoreboard.state(life.row)
         self.scoreboard.set_state(life.row, State.FREE)
         worker.tmp.close()
-        reason, detail = self.why(life, status)
+        reason, detail = self.why(life, state, status)
         self.app.pool.exits.labels(reason, detail).inc()
         expected = reason in ("recycled", "scaled_down", "shutdown")
         log.log(
@@ -308,10 +312,10 @@ class Launcher(Arbiter):
             reason,
             detail,
         )
-        if not served and not life.leaving:
+        if state < State.SERVING and not life.leaving:
             self.boot_failed(f"{reason} {detail}")
 
-    def why(self, life: Life, status: int) -> tuple[str, str]:
+    def why(self, life: Life, state: int, status: int) -> tuple[str, str]:
         how, detail = _how(status)
         if life.overdue:
             return "timeout", detail
@@ -321,8 +325,8 @@ class Launcher(Arbiter):
                 return "out_of_memory", detail
         if life.leaving and detail in ("0", "SIGTERM"):
             return life.leaving, ""
-        if detail == "0":  # in good order and by itself, as stock workers do after max_requests
-            return "recycled", ""
+        if detail == "0":  # in good order, but not by our word
+            return "recycled" if state == State.RECYCLE else "left", ""
         return how, detail
 
     def boot_failed(self, why: str) -> None:

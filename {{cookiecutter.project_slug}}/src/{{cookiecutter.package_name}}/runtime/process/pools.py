@@ -6,12 +6,10 @@ does not import takes no management process down.
 """
 
 import math
-import os
-import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import import_module
-from typing import Any
+from wsgiref.types import WSGIApplication
 
 from .. import options, preload
 from ..compute import server as compute
@@ -21,8 +19,9 @@ from ..parts import Parts
 from ..settings import Settings
 from . import limits
 from .arbiter import Pool
-from .scoreboard import Scoreboard, State
-from .worker import Served, WebWorker, ready_for_signals, show_state
+from .scoreboard import Scoreboard
+from .task_worker import TaskWorker
+from .worker import Served, WebWorker
 
 
 def _address(host: str, port: int) -> str:
@@ -46,13 +45,9 @@ def web_pool(settings: options.Settings, parts: Parts, pools: int = 1) -> Pool:
             application[preload.PRELOADED] = preload.preloaded()
             for place, context in enumerate(contexts):
                 application.cleanup_ctx.insert(place, context)
-            around = edge.Edge(application)
             return Served(
-                application,
+                edge.Runner(application, keepalive=settings.keepalive),
                 admin.create_admin(scoreboard, settings),
-                edge.Protocol,
-                around.wrap,
-                around.close_connections,
             )
 
         return build
@@ -79,19 +74,12 @@ def web_pool(settings: options.Settings, parts: Parts, pools: int = 1) -> Pool:
 
 
 def compute_pool(settings: Settings, parts: Parts, pools: int = 1) -> Pool:
-    """Stock sync workers: an idle one takes a connection, which is a task."""
+    """Sync workers: an idle one takes a connection, which is a task."""
 
-    def load() -> Any:
+    def load() -> Callable[[Callable[[], None]], WSGIApplication]:
         parts.load_tasks()
-        return compute.application(settings.compute_timeout)
-
-    def serving(worker: Any) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        ready_for_signals()
         catalogue.WORKER_INFO.labels(slots.label(), "compute").set(1)
-        worker.scoreboard.set_state(worker.row, State.SERVING)
-        show_state(State.SERVING)
-        os.kill(worker.ppid, signal.SIGCHLD)
+        return partial(compute.application, settings.compute_timeout)
 
     url = settings.compute_url or ""
     # http://… names the Service in front of the pool, not what a process can listen on
@@ -100,13 +88,12 @@ def compute_pool(settings: Settings, parts: Parts, pools: int = 1) -> Pool:
         name="compute",
         options={
             "bind": bind,
-            "worker_class": "sync",
+            "worker_class": TaskWorker,
             "backlog": settings.compute_backlog,
             "max_requests": settings.compute_max_tasks,
             "max_requests_jitter": settings.compute_max_tasks // 5,
             "timeout": math.ceil(settings.compute_timeout) + 1,
             "post_fork": compute.post_fork,
-            "post_worker_init": serving,
         },
         load=load,
         count=partial(limits.compute_workers, pools=pools),

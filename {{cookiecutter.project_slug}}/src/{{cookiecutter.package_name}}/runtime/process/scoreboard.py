@@ -13,12 +13,12 @@ HEARTBEAT = 0.5  # seconds between two signs of life of a worker
 
 
 class State(IntEnum):
-    """Where a worker is in its life. Stock gunicorn workers go no further than SERVING."""
+    """Where a worker is in its life."""
 
     FREE = 0
     BOOTING = 1
     SERVING = 2
-    RECYCLE = 3  # serving, and asks to be replaced
+    RECYCLE = 3  # asks to be replaced; a web worker goes on serving
     DRAINING = 4
 
 

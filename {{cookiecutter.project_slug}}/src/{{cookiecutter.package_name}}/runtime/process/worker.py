@@ -10,19 +10,19 @@ import faulthandler
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 from gunicorn.workers.base import Worker
 
 from .. import output
-from ..http import recording
+from ..http.edge import Runner
 from ..metrics import catalogue, loop, slots
 from .acceptor import Acceptor
+from .children import separate, stay_deaf
 from .scoreboard import HEARTBEAT, Scoreboard, State
 
 if TYPE_CHECKING:
@@ -40,15 +40,21 @@ STRAGGLERS = 0.1  # seconds for cancelled handlers to end
 class Served(NamedTuple):
     """What a worker serves. The process model itself knows nothing of HTTP beyond this."""
 
-    app: web.Application
+    runner: Runner
     admin: web.Application
-    protocol: type[RequestHandler]
-    wrap: Callable[[web.Server], None]
-    close_connections: Callable[[], None]  # say so in every response from now on
 
 
-def ready_for_signals() -> None:
-    """In a fresh worker: the stack on SIGABRT, and the signals that were held back by the fork."""
+def ready_for_signals(sockets: Callable[[], Iterator[int]]) -> None:
+    """In a fresh worker: the stack on SIGABRT, and the signals that were held back by the fork.
+
+    Args:
+        sockets: descriptors that no child of the worker is to have.
+    """
+    # a terminal sends these to the whole group: the arbiter's answer is the one that counts
+    stay_deaf(signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    for number in (signal.SIGTTIN, signal.SIGTTOU):  # the arbiter ignores them
+        signal.signal(number, signal.SIG_DFL)
+    separate(sockets)
     faulthandler.enable(output.stderr)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
@@ -70,10 +76,19 @@ class WebWorker(Worker):
     def init_signals(self) -> None:
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        # a terminal sends these to the whole group: the arbiter's answer is the one that counts
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
-        ready_for_signals()
+        ready_for_signals(self._descriptors)
+
+    def _descriptors(self) -> Iterator[int]:
+        """Of the listeners, and of all connections."""
+        listeners: Any = self.sockets
+        sockets = [listener.sock for listener in listeners]
+        if self.booted:
+            sockets += self._acceptor.opening()
+            for runner in (self._runner, self._admin):
+                for connection in runner.server.connections if runner.server else ():
+                    if connection.transport is not None:
+                        sockets.append(connection.transport.get_extra_info("socket"))
+        return (fd for sock in sockets if (fd := sock.fileno()) >= 0)
 
     def run(self) -> None:
         self.booted = False
@@ -111,40 +126,17 @@ class WebWorker(Worker):
         settings = self.app.settings
         build: Any = self.wsgi  # what gunicorn calls so, here Service.load()'s answer
         served: Served = await build(self.scoreboard)
-        self._served = served
-        self._runner = web.AppRunner(served.app)
+        self._runner = served.runner
         self._admin = web.AppRunner(
             served.admin, access_log=None, keepalive_timeout=settings.keepalive, shutdown_timeout=1
         )
         await self._runner.setup()
         await self._admin.setup()
-        assert self._runner.server is not None
         self._server = server = self._runner.server
-        served.wrap(server)
-
-        base: Any = served.protocol
-
-        class Connection(base):  # type: ignore[misc]
-            __slots__ = ()
-
-            def connection_lost(_, exc: BaseException | None) -> None:  # noqa: N805
-                self._acceptor.closed()
-                super().connection_lost(exc)
-
-        def connect() -> RequestHandler:
-            # made here, because Server drops every option when one of them is mistyped
-            return Connection(
-                server,
-                loop=self.loop,
-                keepalive_timeout=settings.keepalive,
-                logger=log,
-                access_log_class=recording.Recorder,
-                access_log=log,
-            )
-
         listeners: Any = self.sockets
         public, admin = (listener.sock for listener in listeners)
-        self._acceptor = Acceptor(public, connect, self.scoreboard, self.row)
+        self._acceptor = Acceptor(public, server, self.scoreboard, self.row)
+        server.connection_closed = self._acceptor.closed
         self._acceptor.start()
         await web.SockSite(self._admin, admin, backlog=settings.backlog).start()
         self._watch = asyncio.ensure_future(
@@ -154,13 +146,10 @@ class WebWorker(Worker):
         catalogue.WORKER_BOOTS.inc()
         self._tell(State.SERVING)
 
-    def _enter(self, state: State) -> None:
-        self.scoreboard.set_state(self.row, state)
-        show_state(state)
-
     def _tell(self, state: State) -> None:
         """Show the state to the arbiter, and wake it."""
-        self._enter(state)
+        self.scoreboard.set_state(self.row, state)
+        show_state(state)
         with suppress(ProcessLookupError):
             os.kill(self.ppid, signal.SIGCHLD)
 
@@ -180,13 +169,13 @@ class WebWorker(Worker):
     async def _drain(self) -> None:
         settings = self.app.settings
         whole_pool = self.scoreboard.shutting_down
-        self._served.close_connections()
+        self._server.closing = True
         if whole_pool and not self._quick.is_set():
             # still accepting, as the balancer has yet to hear of it
             catalogue.LAME_DUCK.set(1)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._quick.wait(), settings.lame_duck)
-        self._enter(State.DRAINING)
+        self._tell(State.DRAINING)
         grace = QUICKLY if self._quick.is_set() else settings.graceful_timeout
         end = self.loop.time() + grace
         self._acceptor.stop()
@@ -194,7 +183,13 @@ class WebWorker(Worker):
             for site in self._admin.sites:
                 await site.stop()
         await self._until(end, "on_shutdown", self._runner.app.shutdown())
-        await self._until_quiet(end - grace * CLEANUP_SHARE)
+        limit = end - grace * CLEANUP_SHARE
+        # half of what is left: the other half is for their clients to say goodbye
+        ending = asyncio.ensure_future(
+            self._server.end_streams(max(limit - self.loop.time(), 0) / 2)
+        )
+        await self._until_quiet(limit)
+        ending.cancel()
         await self._server.shutdown(STRAGGLERS)
         await self._until(end, "on_cleanup", self._runner.app.cleanup())
         await self._admin.cleanup()
@@ -213,8 +208,11 @@ class WebWorker(Worker):
         """Wait for the requests in flight, and for keep-alive clients to send their last one."""
         quiet, seen = 0, -1
         while self._server._connections and quiet < QUIET_TICKS and self.loop.time() < limit:
-            # the flag holds until the last byte of the response is written
-            busy = any(c._request_in_progress for c in self._server._connections)
+            busy = any(
+                # the flag holds until the last byte is written, though not yet taken by the kernel
+                connection._request_in_progress or transport.get_write_buffer_size()
+                for connection, transport in self._server._connections.items()
+            )
             if busy or self._server.requests_count != seen:
                 quiet, seen = 0, self._server.requests_count
             elif self._quick.is_set():

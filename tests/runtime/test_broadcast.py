@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from conftest import Service, free_port, wait_for
-from overlay import HAS_JOBS
+from conftest import Service, copy_code, free_port, wait_for
+from overlay import HAS_JOBS, PACKAGE, PROJECT
 
 Start = Callable[..., Service]
 
@@ -281,3 +282,35 @@ def test_without_redis_a_pod_goes_on_by_itself_and_what_was_missed_is_told(
         server.kill()
         server.wait()
     assert first.total("broadcast_dropped_total", at="redis") == 2
+
+
+# --- the examples of the documentation
+
+
+def test_the_documented_chat_and_events_work_as_written(start: Start, tmp_path: Path) -> None:
+    code = copy_code(tmp_path / "code")
+    text = (PROJECT / "docs" / "broadcast.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    (code / PACKAGE / "views.py").write_text("\n\n".join(blocks))
+    service = start("web", code=code, WEB_CONCURRENCY="4")
+
+    async def both() -> None:
+        async with aiohttp.ClientSession(service.url) as session, AsyncExitStack() as stack:
+            members = []
+            for _ in range(8):
+                socket = await session.ws_connect("/chat/news")
+                members.append(await stack.enter_async_context(socket))
+            listening = [await session.get("/events/news") for _ in range(8)]
+            await members[0].send_json({"text": "hello"})
+            async with asyncio.timeout(60):
+                for member in members:
+                    assert await member.receive_json() == {"text": "hello"}
+                for stream in listening:
+                    assert await stream.content.readuntil(b"\n\n") == b'data: {"text": "hello"}\n\n'
+                # at the end of the service the streams end as streams do
+                service.process.send_signal(signal.SIGTERM)
+                for stream in listening:
+                    assert await stream.content.read() == b""
+
+    asyncio.run(both())
+    assert service.process.wait(60) == 0

@@ -21,10 +21,11 @@ from overlay import CODE, HAS_JOBS, PACKAGE
 collect_ignore = [] if HAS_JOBS else ["test_jobs.py", "test_job_alerts.py"]
 SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+HANGS = 60.0  # seconds: no test asks how fast anything is, only whether it comes at all
 SOAK = bool(os.environ.get("SOAK"))  # make soak: the same tests, longer
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 10.0) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = HANGS) -> Any:
     """The first true value of `what`, asked every few milliseconds."""
     limit = time.monotonic() + seconds
     while not (value := what()):
@@ -110,7 +111,7 @@ class Service:
 
     def wait_until_live(self) -> None:
         wanted = int(self.env.get("WEB_CONCURRENCY", 1))
-        wait_for(lambda: self.live() >= wanted or not running(self.process.pid), 20)
+        wait_for(lambda: self.live() >= wanted or not running(self.process.pid))
         assert running(self.process.pid), self.log.read_text()
 
     @property
@@ -125,7 +126,7 @@ class Service:
         headers: dict[str, str] | None = None,
         *,
         admin: bool = False,
-        timeout: float = 30,
+        timeout: float = HANGS,
     ) -> Response:
         """One request on a connection of its own."""
         port = self.admin_port if admin else self.port
@@ -176,10 +177,14 @@ class Service:
     def says(self, text: str) -> bool:
         return text in self.log.read_text()
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 30) -> int:
+    def ended(self) -> int:
+        """The exit code, when it has ended by itself."""
+        return self.process.wait(HANGS)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait for the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout)
+        return self.ended()
 
     def kill(self) -> None:
         """End everything that is left of it, the folder included that it could not remove."""

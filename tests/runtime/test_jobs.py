@@ -369,7 +369,7 @@ def test_a_worker_finds_back_to_a_redis_that_fell_silent(
     all_done(web, trace, ids, most_repeated=1)
     redis.process.send_signal(signal.SIGSTOP)
     wait_for(lambda: not ready(jobs))
-    assert jobs.stop(timeout=10) == 0
+    assert jobs.stop() == 0
 
 
 @pytest.mark.parametrize("how", ["gone", "silent"])

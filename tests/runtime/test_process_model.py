@@ -7,31 +7,35 @@ import random
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import SOAK, Service, children, copy_code, running, wait_for
+from conftest import HANGS, SOAK, Service, children, copy_code, running, wait_for
 from load import Load, Result
 from overlay import PACKAGE
 
 Start = Callable[..., Service]
 
-LOAD_SECONDS = 60 if SOAK else 4
-KILLING_SECONDS = 30 if SOAK else 4
+RECYCLINGS = 300 if SOAK else 6
+KILLS = 60 if SOAK else 7
 
 
-async def loads(service: Service, seconds: float) -> list[Result]:
-    """Keep-alive and one-request connections at once."""
+async def loads(service: Service, meanwhile: Awaitable[object]) -> list[Result]:
+    """What keep-alive connections and those for one request see meanwhile."""
     running_loads = [Load(service.port), Load(service.port, keep_alive=False)]
     for load in running_loads:
         load.start(8)
-    await asyncio.sleep(seconds)
+    await meanwhile
     return [await load.stop() for load in running_loads]
+
+
+async def condition(what: Callable[[], object]) -> None:
+    await asyncio.to_thread(wait_for, what, 600 if SOAK else HANGS)
 
 
 def assert_all_answered(results: list[Result]) -> int:
@@ -43,11 +47,14 @@ def assert_all_answered(results: list[Result]) -> int:
 
 def test_recycling_under_load_loses_nothing(start: Start, loop: str) -> None:
     service = start(EVENT_LOOP=loop, MAX_REQUESTS="300", ACCESS_LOG="false")
-    results = asyncio.run(loads(service, LOAD_SECONDS))
+
+    def recycled() -> bool:
+        return service.total("worker_exits_total", reason="recycled") >= RECYCLINGS
+
+    results = asyncio.run(loads(service, condition(recycled)))
     answered = assert_all_answered(results)
     assert len(results[0].workers + results[1].workers) > 2
     wait_for(lambda: service.total("http_requests_total") == answered)
-    wait_for(lambda: service.total("worker_exits_total", reason="recycled") > 0)
     ends = service.scrape()
     assert not [e for e in ends if e[0] == "worker_exits_total" and e[1]["reason"] != "recycled"]
 
@@ -60,13 +67,11 @@ def test_reload_under_load_loses_nothing(start: Start, loop: str) -> None:
         service.process.send_signal(signal.SIGHUP)
         wait_for(lambda: not old & set(service.workers()) and service.live() == 2)
 
-    async def reload() -> list[Result]:
-        load = asyncio.create_task(loads(service, 5))
+    async def reload() -> None:
         for _ in range(5):
             await asyncio.to_thread(replace)
-        return await load
 
-    answered = assert_all_answered(asyncio.run(reload()))
+    answered = assert_all_answered(asyncio.run(loads(service, reload())))
     wait_for(lambda: service.total("http_requests_total") == answered)
     assert service.total("worker_exits_total", reason="recycled") == 10
 
@@ -103,33 +108,30 @@ def test_reload_brings_new_code_and_keeps_the_old_where_the_new_is_broken(
 def test_killing_workers_loses_only_what_they_had_in_flight(start: Start, loop: str) -> None:
     service = start(EVENT_LOOP=loop, WEB_CONCURRENCY="3", ACCESS_LOG="false")
     sums: list[float] = []
-    kills = 0
 
-    async def kill() -> list[Result]:
-        nonlocal kills
-        load = asyncio.create_task(loads(service, KILLING_SECONDS))
-        end = time.monotonic() + KILLING_SECONDS - 1
-        while time.monotonic() < end:
+    def killed() -> float:
+        return service.total("worker_exits_total", reason="killed", detail="SIGKILL")
+
+    async def kill() -> None:
+        for kills in range(KILLS):
             os.kill(random.choice(service.workers()), signal.SIGKILL)
-            kills += 1
+            await condition(lambda kills=kills: killed() > kills)  # type: ignore[misc]
             await asyncio.sleep(0.5)
             sums.append(await asyncio.to_thread(service.total, "http_requests_total"))
-        return await load
 
-    results = asyncio.run(kill())
+    results = asyncio.run(loads(service, kill()))
     failed = sum(len(result.failures) for result in results)
-    assert failed <= kills * 16  # all clients at once
+    assert failed <= KILLS * 16  # all clients at once
     assert not [f for result in results for f in result.failures if f.startswith("connect")]
     answered = sum(result.answers.total() for result in results)
     assert sums == sorted(sums)
     wait_for(lambda: service.total("workers", state="live") == 3)
     assert answered <= service.total("http_requests_total") <= answered + failed
-    killed = service.total("worker_exits_total", reason="killed", detail="SIGKILL")
-    assert killed == kills
+    assert killed() == KILLS
 
 
 @pytest.mark.parametrize(
-    ("grace", "asked", "finishes"), [(30, 20 if SOAK else 3, True), (5, 20, False)]
+    ("grace", "asked", "finishes"), [(60, 20 if SOAK else 3, True), (5, 600, False)]
 )
 def test_shutdown_waits_for_requests_in_flight_and_always_cleans_up(
     start: Start, loop: str, grace: int, asked: int, finishes: bool
@@ -139,43 +141,41 @@ def test_shutdown_waits_for_requests_in_flight_and_always_cleans_up(
     async def ask() -> Result:
         load = Load(service.port, f"/probe/sleep/{asked}")
         load.start(1)
-        await asyncio.sleep(0.5)
+        await condition(lambda: service.total("http_requests_in_progress") == 1)
         service.process.send_signal(signal.SIGTERM)
         return await load.stop()
 
-    began = time.monotonic()
     result = asyncio.run(ask())
-    assert service.process.wait(grace) == 0
-    assert time.monotonic() - began < (grace if finishes else asked)
+    assert service.ended() == 0
     assert bool(result.answers) == finishes
     assert len(result.failures) == (not finishes)
     assert service.notes.read_text().startswith("cleanup")
 
 
 def test_lame_duck_accepts_and_says_so(start: Start, loop: str) -> None:
-    service = start(EVENT_LOOP=loop, LAME_DUCK="2")
+    service = start(EVENT_LOOP=loop, LAME_DUCK="600")
     assert service.get("/readyz", admin=True).status == 200
     service.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: service.get("/readyz", admin=True).status == 503, 1)
+    wait_for(lambda: service.get("/readyz", admin=True).status == 503)
     answers = []
 
     def says_so() -> bool:  # the worker that answers may be the last to get its signal
         answers.append(service.get("/", {"Connection": "keep-alive"}))
         return answers[-1].headers["Connection"] == "close"
 
-    wait_for(says_so, 1)
+    wait_for(says_so)
     assert {answer.status for answer in answers} == {200}
     assert service.get("/livez", admin=True).status == 200
     assert service.total("http_requests_total", route="/") == len(answers)
-    assert service.process.wait(10) == 0
+    assert service.stop(signal.SIGQUIT) == 0
 
 
 def test_a_blocked_worker_says_where_and_is_replaced(start: Start, loop: str) -> None:
-    service = start(EVENT_LOOP=loop, WORKER_TIMEOUT="2", ACCESS_LOG="false")
+    service = start(EVENT_LOOP=loop, WORKER_TIMEOUT="4", ACCESS_LOG="false")
 
     async def block() -> Result:
-        blocked = asyncio.create_task(asyncio.to_thread(service.get, "/probe/block/60"))
-        await asyncio.sleep(0.2)
+        blocked = asyncio.create_task(asyncio.to_thread(service.get, "/probe/block/600"))
+        await condition(service.notes.exists)
         others = Load(service.port)
         others.start(4)
         with pytest.raises((OSError, http.client.HTTPException)):
@@ -191,7 +191,7 @@ def test_a_blocked_worker_says_where_and_is_replaced(start: Start, loop: str) ->
 @pytest.mark.parametrize(
     ("path", "reason", "detail"), [("/probe/exit/7", "crashed", "7"), ("", "killed", "SIGSEGV")]
 )
-def test_a_dead_worker_is_replaced_at_once_and_its_end_told(
+def test_a_dead_worker_is_replaced_and_its_end_told(
     start: Start, path: str, reason: str, detail: str
 ) -> None:
     service = start()
@@ -201,12 +201,12 @@ def test_a_dead_worker_is_replaced_at_once_and_its_end_told(
     else:
         os.kill(service.workers()[0], signal.SIGSEGV)
     wait_for(lambda: service.total("worker_exits_total", reason=reason, detail=detail) == 1)
-    wait_for(lambda: service.total("workers", state="live") == 2, 3)
+    wait_for(lambda: service.total("workers", state="live") == 2)
 
 
 def test_a_service_that_cannot_boot_ends_with_the_reason(start: Start) -> None:
     service = start(wait=False, PROBE_BOOT_FAILURE="the database has gone fishing")
-    assert service.process.wait(15) != 0
+    assert service.ended() != 0
     log = service.log.read_text()
     assert "the database has gone fishing" in log
     assert "no web worker boots" in log
@@ -218,7 +218,8 @@ def test_a_service_that_cannot_boot_ends_with_the_reason(start: Start) -> None:
 def test_bursts_are_shared_out(start: Start, loop: str) -> None:
     service = start(EVENT_LOOP=loop, WEB_CONCURRENCY="4", ACCESS_LOG="false")
 
-    async def burst(connections: int) -> float:
+    async def share(connections: int) -> float:
+        """The greatest number of connections of a worker, as a multiple of its fair share."""
         opened = await asyncio.gather(
             *(asyncio.open_connection("127.0.0.1", service.port) for _ in range(connections))
         )
@@ -232,30 +233,31 @@ def test_bursts_are_shared_out(start: Start, loop: str) -> None:
         await asyncio.sleep(0.1)
         return max(workers.values()) / (connections / 4)
 
+    def fair(connections: int) -> bool:
+        return asyncio.run(share(connections)) <= 1.25
+
     for connections in (8, 64, 256):
-        shares = [asyncio.run(burst(connections)) for _ in range(5)]
-        # on a busy machine, a worker may be kept from its share for too long in some of them
-        assert (statistics.median if SOAK else min)(shares) <= 1.25, (connections, shares)
+        # in some bursts a busy machine keeps a worker from its share
+        wait_for(partial(fair, connections))
 
 
 def test_no_connection_waits_for_a_blocked_worker(start: Start, loop: str) -> None:
-    service = start(EVENT_LOOP=loop, ACCESS_LOG="false")
+    service = start(EVENT_LOOP=loop, WORKER_TIMEOUT="600", ACCESS_LOG="false")
 
-    async def ask() -> list[float]:
-        blocker = Load(service.port, "/probe/block/3")
+    async def ask() -> None:
+        blocker = Load(service.port, "/probe/block/600")
         blocker.start(1)
-        await asyncio.sleep(0.3)
-        load, times = Load(service.port, keep_alive=False), []
+        await condition(service.notes.exists)
+        load = Load(service.port, keep_alive=False)
         for _ in range(100):
-            began = time.monotonic()
             reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
-            await load._ask(reader, writer)
+            async with asyncio.timeout(HANGS):
+                await load._ask(reader, writer)
             writer.close()
-            times.append(time.monotonic() - began)
-        await blocker.stop()
-        return times
+        assert load.result.answers == {200: 100}
+        assert not blocker.result.answers
 
-    assert max(asyncio.run(ask())) < 1
+    asyncio.run(ask())
 
 
 def test_the_configured_backlog_is_in_force(start: Start, loop: str) -> None:
@@ -291,7 +293,7 @@ def test_the_end_leaves_nothing_behind(
         else:
             service.process.send_signal(number)
         time.sleep(0.1)
-    assert service.process.wait(10) == 0
+    assert service.ended() == 0
     assert not [pid for pid in processes if running(pid)]
     assert not folder.exists()
 
@@ -302,12 +304,15 @@ def test_the_end_leaves_nothing_behind(
 def test_as_process_1_it_reaps_orphans_and_hears_sigterm(start: Start) -> None:
     service = start(through=["unshare", "--pid", "--fork"])
     (arbiter,) = children(service.process.pid)
-    assert len(children(arbiter)) == 2
+    workers = set(children(arbiter))
+    assert len(workers) == 2
     service.get("/probe/orphan")
     wait_for(lambda: len(children(arbiter)) == 3)
-    wait_for(lambda: len(children(arbiter)) == 2)
+    (orphan,) = set(children(arbiter)) - workers
+    os.kill(orphan, signal.SIGKILL)
+    wait_for(lambda: set(children(arbiter)) == workers)
     os.kill(arbiter, signal.SIGTERM)
-    assert service.process.wait(10) == 0
+    assert service.ended() == 0
 
 
 @pytest.mark.parametrize("command", ["web", "serve"])
@@ -316,5 +321,5 @@ def test_without_the_arbiter_the_others_leave_and_clean_up(start: Start, command
     folder, processes = service.folder(), service.processes()
     service.process.kill()
     service.process.wait()
-    wait_for(lambda: not [pid for pid in processes if running(pid)], 8)
+    wait_for(lambda: not [pid for pid in processes if running(pid)])
     assert not folder.exists()

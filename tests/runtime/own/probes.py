@@ -28,6 +28,7 @@ async def sleep(request: web.Request) -> web.Response:
 @routes.get("/probe/block/{seconds}")
 async def block(request: web.Request) -> web.Response:
     """Block the loop, as a forgotten synchronous call does."""
+    note("block")
     time.sleep(float(request.match_info["seconds"]))  # noqa: ASYNC251
     return web.json_response({"worker": os.getpid()})
 
@@ -41,7 +42,7 @@ async def leave(request: web.Request) -> web.Response:
 @routes.get("/probe/orphan")
 async def orphan(request: web.Request) -> web.Response:
     """Leave a process behind whose parent ends before it does."""
-    shell = await asyncio.create_subprocess_shell("sleep 0.3 & echo $!", stdout=subprocess.PIPE)
+    shell = await asyncio.create_subprocess_shell("sleep 600 & echo $!", stdout=subprocess.PIPE)
     await shell.wait()
     return web.json_response({})
 
@@ -124,9 +125,13 @@ async def log(request: web.Request) -> web.Response:
     return web.Response()
 
 
-async def _note(app: web.Application) -> None:
-    with NOTES.open("a") as notes:  # noqa: ASYNC230
-        notes.write(f"cleanup {os.getpid()}\n")
+def note(what: str) -> None:
+    with NOTES.open("a") as notes:
+        notes.write(f"{what} {os.getpid()}\n")
+
+
+async def _cleanup(app: web.Application) -> None:
+    note("cleanup")
 
 
 def with_probes(
@@ -140,7 +145,7 @@ def with_probes(
         await asyncio.sleep(float(os.environ.get("PROBE_BOOT_SECONDS", "0")))
         app = await create_app()
         app.add_routes([*routes, *child_probes.routes])
-        app.on_cleanup.append(_note)
+        app.on_cleanup.append(_cleanup)
         return app
 
     return create

@@ -177,14 +177,14 @@ class Service:
     def says(self, text: str) -> bool:
         return text in self.log.read_text()
 
-    def ended(self) -> int:
+    def ended(self, timeout: float = HANGS) -> int:
         """The exit code, when it has ended by itself."""
-        return self.process.wait(HANGS)
+        return self.process.wait(timeout)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = HANGS) -> int:
         """Send a signal and wait for the exit code."""
         self.process.send_signal(number)
-        return self.ended()
+        return self.ended(timeout)
 
     def kill(self) -> None:
         """End everything that is left of it, the folder included that it could not remove."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from conftest import Response, Service, children, copy_code, free_port, wait_for
+from conftest import HANGS, Response, Service, children, copy_code, free_port, wait_for
 from overlay import PACKAGE
 
 MISBEHAVING = "misbehaving_tasks"
@@ -29,7 +29,6 @@ primes: Any = import_module(f"{PACKAGE}.tasks").primes
 tasks: Any = import_module(f"{PACKAGE}.{MISBEHAVING}")
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-Outcome = tuple[Any, float]
 
 
 @dataclass
@@ -67,17 +66,19 @@ class Pool:
         return [worker for arbiter in children(self.process.pid) for worker in children(arbiter)]
 
 
-async def outcome(task: Callable[..., object], *args: object) -> Outcome:
-    """The result or the exception, and how long it took."""
-    began = time.perf_counter()
+async def outcome(task: Callable[..., object], *args: object) -> Any:
+    """The result or the exception."""
     try:
-        result = await client.run(task, *args)
+        return await client.run(task, *args)
     except Exception as error:
-        result = error
-    return result, time.perf_counter() - began
+        return error
 
 
-def later(task: Callable[..., object], *args: object) -> asyncio.Task[Outcome]:
+async def condition(what: Callable[[], object]) -> None:
+    await asyncio.to_thread(wait_for, what)
+
+
+def later(task: Callable[..., object], *args: object) -> asyncio.Task[Any]:
     return asyncio.create_task(outcome(task, *args))
 
 
@@ -124,7 +125,7 @@ def _pool(
         assert service.process.poll() is None, service.log.read_text()
         try:
             return len(pool.workers()) == workers and pool.call(primes, 10) == 4
-        except client.PoolDownError:
+        except client.ComputeError:
             return False
 
     wait_for(up)
@@ -241,33 +242,35 @@ def test_results_and_exceptions_arrive(start_pool: StartPool) -> None:
 
 @everywhere
 def test_a_full_queue_refuses_at_once_and_loses_nothing(start_pool: StartPool) -> None:
-    async def overload() -> tuple[list[Outcome], list[Outcome]]:
-        accepted = [later(tasks.sleep, 0.5)]
-        await asyncio.sleep(0.2)
+    pool = start_pool(backlog=4)
+
+    async def overload() -> tuple[list[Any], list[Any]]:
+        (worker,) = pool.workers()
+        os.kill(worker, signal.SIGSTOP)
+        accepted = []
         for _ in range(5):  # the kernel takes one more than the backlog of 4
             accepted.append(later(primes, 10))
             await asyncio.sleep(0.01)
         refused = [await outcome(primes, 10) for _ in range(4)]
+        os.kill(worker, signal.SIGCONT)
         return await asyncio.gather(*accepted), refused
 
-    pool = start_pool(backlog=4)
     before = metrics.COMPUTE_REJECTED._value.get()
     accepted, refused = pool.run(overload)
-    assert [result for result, _ in accepted[1:]] == [4] * 5
-    for error, seconds in refused:
+    assert accepted == [4] * 5
+    for error in refused:
         assert isinstance(error, client.QueueFullError)
         assert (error.status, error.retry_after) == (503, 1)
-        assert seconds < 0.5  # 0.2 ms; the deadline is 30 s
     assert metrics.COMPUTE_REJECTED._value.get() == before + len(refused)
     assert pool.call(primes, 10) == 4
 
 
 @everywhere
 def test_a_late_loop_is_not_a_full_queue(start_pool: StartPool) -> None:
-    async def burst() -> list[Outcome]:
+    async def burst() -> list[Any]:
         return await asyncio.gather(*[outcome(primes, 10) for _ in range(500)])
 
-    results = [result for result, _ in start_pool(workers=2, backlog=1024).run(burst)]
+    results = start_pool(workers=2, backlog=1024).run(burst)
     assert [result for result in results if result != 4] == []
 
 
@@ -275,24 +278,22 @@ def test_a_late_loop_is_not_a_full_queue(start_pool: StartPool) -> None:
 def test_nobody_there(place: str, tmp_path: Path) -> None:
     kind, loop = place.split("-")
     url = f"unix:{tmp_path}/none.sock" if kind == "unix" else f"http://127.0.0.1:{free_port()}"
-    result, seconds = Pool(url, loop).run(lambda: outcome(primes, 10))
+    result = Pool(url, loop).run(lambda: outcome(primes, 10))
     assert isinstance(result, client.PoolDownError)
     assert (result.status, result.retry_after) == (503, 5)
-    assert seconds < 1
 
 
 @everywhere
 def test_a_killed_worker_costs_one_caller_its_answer(start_pool: StartPool) -> None:
-    async def around_a_death() -> list[Outcome]:
-        neighbour = later(tasks.sleep, 0.3)
+    async def around_a_death() -> list[Any]:
+        neighbour = later(tasks.sleep, 2)
         await asyncio.sleep(0.1)
         return [await outcome(tasks.die), await outcome(primes, 10), await neighbour]
 
     pool = start_pool(workers=2)
-    (died, seconds), (after, _), (neighbour, _) = pool.run(around_a_death)
+    died, after, neighbour = pool.run(around_a_death)
     assert isinstance(died, client.WorkerDiedError)
     assert died.status == 500
-    assert seconds < 2
     assert after == 4
     assert neighbour in pool.workers()
 
@@ -303,50 +304,52 @@ def test_a_worker_killed_before_it_took_a_task_costs_nobody_anything(
 ) -> None:
     pool = start_pool()
 
-    async def kill_then_wait() -> Outcome:
+    async def kill_then_wait() -> Any:
         os.kill(pool.workers()[0], signal.SIGSTOP)
         waiting = later(primes, 10)
         await asyncio.sleep(0.1)
         os.kill(pool.workers()[0], signal.SIGKILL)
         return await waiting
 
-    assert pool.run(kill_then_wait)[0] == 4
+    assert pool.run(kill_then_wait) == 4
 
 
 def test_a_task_over_its_deadline_is_stopped_and_its_worker_replaced(
     start_pool: StartPool,
 ) -> None:
-    pool = start_pool(timeout=1)
+    pool = start_pool(timeout=2)
     worker = pool.call(tasks.sleep, 0)
-    result, seconds = pool.run(lambda: outcome(tasks.sleep, 20))
+    result = pool.run(lambda: outcome(tasks.sleep, 600))
     assert isinstance(result, client.DeadlineError)
     assert result.status == 504
-    assert seconds < 1.3
+    pool.timeout = HANGS
     assert pool.call(tasks.sleep, 0) != worker
 
 
 @once
 def test_a_task_that_hangs_in_c_is_killed(start_pool: StartPool) -> None:
-    pool = start_pool(timeout=1)
+    pool = start_pool(timeout=2)
     worker = pool.call(tasks.sleep, 0)
-    result, seconds = pool.run(lambda: outcome(tasks.hang))
+    result = pool.run(lambda: outcome(tasks.hang))
     assert isinstance(result, client.DeadlineError)
-    assert seconds < 1.3
-    pool.timeout = 10
+    pool.timeout = HANGS
     assert pool.call(tasks.sleep, 0) != worker
 
 
 def test_what_nobody_waits_for_is_not_started(start_pool: StartPool, tmp_path: Path) -> None:
+    pool = start_pool()
+
     async def cancel_one() -> None:
-        busy = later(tasks.sleep, 0.4)
-        await asyncio.sleep(0.1)
+        (worker,) = pool.workers()
+        os.kill(worker, signal.SIGSTOP)
         waiting = later(tasks.write, f"{tmp_path}/cancelled")
         await asyncio.sleep(0.1)
         waiting.cancel()
-        assert isinstance((await busy)[0], int)
-        assert (await outcome(tasks.write, f"{tmp_path}/wanted"))[0] is None
+        await asyncio.wait({waiting})
+        os.kill(worker, signal.SIGCONT)
+        assert await outcome(tasks.write, f"{tmp_path}/wanted") is None
 
-    start_pool().run(cancel_one)
+    pool.run(cancel_one)
     assert (tmp_path / "wanted").exists()
     assert not (tmp_path / "cancelled").exists()
 
@@ -361,46 +364,43 @@ def test_what_expired_in_the_queue_is_not_started(start_pool: StartPool, tmp_pat
 
 
 def test_a_short_task_overtakes_a_long_one(start_pool: StartPool) -> None:
-    async def mix() -> list[Outcome]:
-        long = later(tasks.sleep, 1)
+    async def mix() -> None:
+        long = later(tasks.sleep, 600)
         await asyncio.sleep(0.1)
-        short = [await outcome(primes, 10) for _ in range(20)]
+        assert [await outcome(primes, 10) for _ in range(20)] == [4] * 20
         assert not long.done()
-        await long
-        return short
+        long.cancel()
 
-    short = start_pool(workers=2).run(mix)
-    assert [result for result, _ in short] == [4] * 20
-    assert max(seconds for _, seconds in short) < 1
+    start_pool(workers=2, timeout=HANGS).run(mix)
 
 
 @once
 def test_workers_are_recycled_without_a_loss(start_pool: StartPool) -> None:
-    async def hundred() -> list[Outcome]:
+    async def hundred() -> list[Any]:
         return await asyncio.gather(*[outcome(tasks.sleep, 0.001) for _ in range(100)])
 
-    results = [
-        result for result, _ in start_pool(workers=2, backlog=128, max_tasks=10).run(hundred)
-    ]
+    results = start_pool(workers=2, backlog=128, max_tasks=10).run(hundred)
     assert all(isinstance(pid, int) for pid in results), results
     assert max(map(results.count, results)) <= 12
 
 
-def test_a_pool_that_stops_finishes_what_it_has_begun(start_pool: StartPool) -> None:
+def test_a_pool_that_stops_finishes_what_it_has_begun(
+    start_pool: StartPool, tmp_path: Path
+) -> None:
     pool = start_pool()
 
-    async def stop() -> list[Outcome]:
-        begun = later(tasks.sleep, 0.5)
-        await asyncio.sleep(0.1)
+    async def stop() -> list[Any]:
+        begun = later(tasks.sleep, 3, f"{tmp_path}/begun")
+        await condition((tmp_path / "begun").exists)
         waiting = later(primes, 10)
         await asyncio.sleep(0.1)
         pool.process.terminate()
         return [await begun, await waiting]
 
-    (begun, _), (waiting, _) = pool.run(stop)
+    begun, waiting = pool.run(stop)
     assert isinstance(begun, int)
     assert isinstance(waiting, client.PoolDownError)
-    assert pool.process.wait(5) == 0
+    assert pool.process.wait(HANGS) == 0
 
 
 @once
@@ -411,7 +411,7 @@ def test_tasks_step_back_behind_requests(start_pool: StartPool) -> None:
 def post(
     pool: Pool, path: str, body: object, headers: dict[str, str] | None = None
 ) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("compute", timeout=5)
+    connection = http.client.HTTPConnection("compute", timeout=HANGS)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(pool.url.removeprefix("unix:"))
     try:
@@ -440,14 +440,17 @@ def compute_workers(service: Service) -> list[int]:
 
 
 def in_background(service: Service, path: str, into: list[Response]) -> Thread:
+    """Asks for a task; it is in the queue when this returns."""
+    before = service.total("http_requests_in_progress")
     thread = Thread(target=lambda: into.append(service.get(path)))
     thread.start()
+    wait_for(lambda: service.total("http_requests_in_progress") > before)
     time.sleep(0.1)
     return thread
 
 
 def test_a_pool_elsewhere_has_probes_and_metrics(
-    start: Callable[..., Service], misbehaving: Path, loop: str
+    start: Callable[..., Service], misbehaving: Path, loop: str, tmp_path: Path
 ) -> None:
     service = start("compute", code=misbehaving, wait=False, EVENT_LOOP=loop, LAME_DUCK="1")
     wait_for(lambda: answers(service, "/readyz") == 200)
@@ -456,24 +459,23 @@ def test_a_pool_elsewhere_has_probes_and_metrics(
     assert service.total("compute_tasks_total", task="primes", outcome="ok") == 1
     assert service.total("compute_workers", state="live") == 1
     roles = {labels["role"] for name, labels, _ in service.scrape() if name == "worker_info"}
-    assert roles == {"admin", "compute"}
+    assert roles == {"admin", "compute", "compute_arbiter"}
 
     service.process.send_signal(signal.SIGHUP)
     wait_for(lambda: service.total("compute_worker_exits_total", reason="recycled") == 1)
 
-    async def stop_in_the_middle() -> list[Outcome]:
-        long = later(tasks.sleep, 2.0)
-        await asyncio.sleep(0.3)
+    async def stop_in_the_middle() -> list[Any]:
+        long = later(tasks.sleep, 4, f"{tmp_path}/begun")
+        await condition((tmp_path / "begun").exists)
         service.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(0.3)
-        assert answers(service, "/readyz") == 503
+        await condition(lambda: answers(service, "/readyz") == 503)
         assert answers(service, "/livez") == 200
         return [await long, await outcome(primes, 10)]
 
-    (finished, _), (refused, _) = pool.run(stop_in_the_middle)
+    finished, refused = pool.run(stop_in_the_middle)
     assert isinstance(finished, int)
     assert isinstance(refused, client.PoolDownError)
-    assert service.process.wait(10) == 0
+    assert service.ended() == 0
 
 
 def answers(service: Service, path: str) -> int:
@@ -496,13 +498,13 @@ def test_a_pool_elsewhere_ends_with_a_reason(start: Callable[..., Service]) -> N
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         service = start("compute", wait=False, ADMIN_PORT=port)
-        assert service.process.wait(10) == 1
+        assert service.ended() == 2
         assert service.says(f"ADMIN_PORT={port}")
     service = start("compute", wait=False)
     wait_for(lambda: answers(service, "/readyz") == 200)
     [arbiter] = children(service.process.pid)
     os.kill(arbiter, signal.SIGKILL)
-    assert service.process.wait(10) == 1
+    assert service.ended() == 1
     assert service.says("the compute pool ended")
 
 
@@ -516,9 +518,7 @@ def test_serve_answers_refuses_and_counts(start: Callable[..., Service], loop: s
     os.kill(worker, signal.SIGSTOP)
     answers: list[Response] = []
     waiting = [in_background(service, "/primes/10", answers) for _ in range(2)]
-    began = time.perf_counter()
     refused = service.get("/primes/10")
-    assert time.perf_counter() - began < 0.5
     assert refused.status == 503
     assert refused.headers["Retry-After"] == "1"
     assert refused.headers.get_content_type() == "application/problem+json"
@@ -551,9 +551,7 @@ def test_serve_says_504_while_the_pool_says_nothing(start: Callable[..., Service
     (worker,) = wait_for(lambda: compute_workers(service))
     wait_for(lambda: service.get("/primes/10").status == 200)
     os.kill(worker, signal.SIGSTOP)
-    began = time.perf_counter()
     assert service.get("/primes/10").status == 504
-    assert time.perf_counter() - began < 5
 
 
 def test_compute_answers_until_the_web_workers_have_drained(
@@ -571,4 +569,4 @@ def test_compute_answers_until_the_web_workers_have_drained(
     os.kill(worker, signal.SIGCONT)
     waiting.join()
     assert answers[0].status == 200
-    assert service.process.wait(10) == 0
+    assert service.ended() == 0

@@ -21,7 +21,9 @@ def task(function: F) -> F:
 
 
 @task
-def sleep(seconds: float) -> int:
+def sleep(seconds: float, begun: str | None = None) -> int:
+    if begun is not None:
+        Path(begun).touch()
     time.sleep(seconds)
     return os.getpid()
 

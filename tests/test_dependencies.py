@@ -70,19 +70,19 @@ def test_the_environment_is_brought_up_to_date(installer: str, project: Path) ->
 def test_lock_keeps_and_upgrade_takes_the_newest(project: Path) -> None:
     path = f"{BIN}:{os.environ['PATH']}"
     newest = pins(project)
-    lower = ("--upgrade-package", "idna==3.10", "--upgrade-package", "mypy==1.18.1")
+    lower = ("--upgrade-package", "idna==3.10", "--upgrade-package", "pytest-timeout==2.3.1")
     makefile = project / "Makefile"
     text = makefile.read_text()
     makefile.write_text(text.replace("--no-annotate\n", f"--no-annotate {' '.join(lower)}\n"))
     run("make", "lock", cwd=project, PATH=path)
     makefile.write_text(text)
     older = pins(project)
-    assert older == newest | {"idna": "3.10", "mypy": "1.18.1"}
+    assert older == newest | {"idna": "3.10", "pytest-timeout": "2.3.1"}
     run("make", "lock", cwd=project, PATH=path)
     assert pins(project) == older
     run("make", "upgrade", cwd=project, PATH=path)
     assert pins(project)["idna"] != "3.10"
-    assert pins(project)["mypy"] != "1.18.1"
+    assert pins(project)["pytest-timeout"] != "2.3.1"
     assert imports(project, "import idna; print(idna.__version__)") == pins(project)["idna"]
 
 

@@ -3,6 +3,11 @@
 `jobs` is here too where the project was generated with a job queue.
 """
 
+import sys
+
+if sys.platform == "win32":
+    sys.exit("This does not run on Windows itself: run it in WSL, or build and run its container.")
+
 from . import broadcast, compute
 from .cli import command_line
 from .compute import task

@@ -114,6 +114,11 @@ def look_before(settings: Settings, command: str) -> None:
 def runtime_folder(settings: Settings) -> Iterator[Path]:
     """Where the processes keep their metrics and meet: a fresh folder, removed at the end."""
     logs.setup(settings.log_level, settings.log_format, access=settings.access_log)
+    if sys.platform != "linux":
+        log.warning(
+            "this is no Linux, so it is for development only: limits of CPU and memory do not "
+            "count, and /metrics has no CPU time, memory and files of the processes"
+        )
     for variable, meant in settings.suspects().items():
         log.warning("nothing reads the variable %s: is it meant to be %s?", variable, meant)
     given = settings.prometheus_multiproc_dir

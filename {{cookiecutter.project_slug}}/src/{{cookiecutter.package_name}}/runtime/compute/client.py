@@ -78,7 +78,8 @@ class _UnixConnector(aiohttp.UnixConnector):
     """
 
     async def _create_connection(self, req: Any, *_: Any) -> Any:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
         try:
             sock.connect(self.path)
         except OSError as error:

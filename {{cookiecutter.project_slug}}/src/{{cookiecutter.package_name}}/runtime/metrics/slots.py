@@ -153,11 +153,12 @@ def held(slots: Iterable[int]) -> dict[int, int]:
 
 
 def _holder(k: int) -> int:
-    if sys.platform != "linux":
-        return 0
-    lock = "hhqqi0q"  # struct flock; the kernel answers with 0 for a process of another container
-    asked = struct.pack(lock, fcntl.F_WRLCK, os.SEEK_SET, k, 1, 0)
-    return int(struct.unpack(lock, fcntl.fcntl(_lock_fd, fcntl.F_GETLK, asked))[4])
+    pid = 0
+    if sys.platform == "linux":
+        lock = "hhqqi0q"  # struct flock; the kernel answers 0 for a process of another container
+        asked = struct.pack(lock, fcntl.F_WRLCK, os.SEEK_SET, k, 1, 0)
+        pid = int(struct.unpack(lock, fcntl.fcntl(_lock_fd, fcntl.F_GETLK, asked))[4])
+    return pid
 
 
 def lose(why: object, remedy: str = ROOM) -> None:

@@ -100,8 +100,11 @@ def _by_cpu(settings: Settings, root: Path) -> Count:
         return Count(
             min(math.ceil(request), 4), f"no CPU quota, and CPU_REQUEST is {request:g} (at most 4)"
         )
-    cpus = len(os.sched_getaffinity(0))
-    return Count(cpus, f"no CPU quota, and this process may use {cpus} CPUs")
+    if hasattr(os, "sched_getaffinity"):
+        cpus = len(os.sched_getaffinity(0))
+        return Count(cpus, f"no CPU quota, and this process may use {cpus} CPUs")
+    cpus = os.cpu_count() or 1
+    return Count(cpus, f"this machine, which is no Linux, has {cpus} CPUs")
 
 
 def _within_memory(count: Count, settings: Settings, root: Path, pools: int) -> Count:

@@ -88,9 +88,9 @@ def _listener(path: Path) -> str:
             return ""
         except BlockingIOError:  # its queue is full
             return "another process"
-        if sys.platform != "linux":
-            return "another process"
-        return _process(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED))
+        if sys.platform == "linux":
+            return _process(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED))
+    return "another process"
 
 
 def _holder(port: int) -> str:

@@ -88,9 +88,10 @@ def _listener(path: Path) -> str:
             return ""
         except BlockingIOError:  # its queue is full
             return "another process"
+        pid = 0
         if sys.platform == "linux":
-            return _process(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED))
-    return "another process"
+            pid = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED)
+        return _process(pid)
 
 
 def _holder(port: int) -> str:

@@ -286,6 +286,8 @@ def test_without_redis_a_pod_goes_on_by_itself_and_what_was_missed_is_told(
 
 # --- the examples of the documentation
 
+EVENT = b'data: {"text": "hello", "by": "somebody"}\n\n'
+
 
 def test_the_documented_chat_and_events_work_as_written(start: Start, tmp_path: Path) -> None:
     code = copy_code(tmp_path / "code")
@@ -304,9 +306,9 @@ def test_the_documented_chat_and_events_work_as_written(start: Start, tmp_path: 
             await members[0].send_json({"text": "hello"})
             async with asyncio.timeout(60):
                 for member in members:
-                    assert await member.receive_json() == {"text": "hello"}
+                    assert await member.receive_str() == "somebody: hello"
                 for stream in listening:
-                    assert await stream.content.readuntil(b"\n\n") == b'data: {"text": "hello"}\n\n'
+                    assert await stream.content.readuntil(b"\n\n") == EVENT
                 # at the end of the service the streams end as streams do
                 service.process.send_signal(signal.SIGTERM)
                 for stream in listening:

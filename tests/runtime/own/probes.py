@@ -79,7 +79,7 @@ async def chat(request: web.Request) -> web.WebSocketResponse:
     response = web.WebSocketResponse()
     await response.prepare(request)
     missed: list[int] = []
-    messages = broadcast.subscribe(room, missed.append)
+    messages = broadcast.subscribe(room, on_missed=missed.append)
 
     async def tell() -> None:
         async for message in messages:
@@ -107,7 +107,7 @@ async def publish(request: web.Request) -> web.Response:
 async def slow(request: web.Request) -> web.Response:
     """Subscribes, does not read until there is a file, and tells what it got then."""
     missed: list[int] = []
-    messages = broadcast.subscribe(request.match_info["room"], missed.append)
+    messages = broadcast.subscribe(request.match_info["room"], on_missed=missed.append)
     NOTES.touch()  # noqa: ASYNC240
     while not NOTES.with_suffix(".go").exists():  # noqa: ASYNC110
         await asyncio.sleep(0.02)

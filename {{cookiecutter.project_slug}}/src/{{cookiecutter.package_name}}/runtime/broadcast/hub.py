@@ -5,15 +5,16 @@ comes twice, over two ways, is noticed, and so is one that did not come.
 """
 
 import asyncio
-import json
+import logging
 import os
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 from weakref import WeakSet
 
+import msgspec
 from aiohttp import web
 
 from ..metrics import catalogue, slots
@@ -24,7 +25,10 @@ WAITING = 1000  # messages that a subscription holds for its reader
 PUBLISHERS = 10_000  # of which the last number is remembered
 HEADER = struct.Struct("!8sQH")  # publisher, number, length of the channel's name
 
+T = TypeVar("T")
 OnMissed = Callable[[int], None]
+
+log = logging.getLogger(__name__)
 
 
 class Way(Protocol):
@@ -33,16 +37,17 @@ class Way(Protocol):
     def send(self, frame: bytes) -> None: ...
 
 
-class Subscription:
+class Subscription(Generic[T]):
     """The messages of a channel, from the moment it was made. It ends when the worker does.
 
     Nothing has to be closed: it is forgotten when nobody holds it any more.
     """
 
-    def __init__(self, channel: str, on_missed: OnMissed | None) -> None:
+    def __init__(self, channel: str, decoder: msgspec.json.Decoder[T], on_missed: OnMissed | None):
         self.channel = channel
+        self._decoder = decoder
         self._on_missed = on_missed
-        self._items: deque[Any] = deque()
+        self._items: deque[T] = deque()
         self._missed = 0
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
@@ -50,7 +55,7 @@ class Subscription:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> T:
         while not self._items and not self._missed and not self._ended:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -64,7 +69,7 @@ class Subscription:
             return self._items.popleft()
         raise StopAsyncIteration
 
-    def _put(self, data: Any) -> None:
+    def _put(self, data: T) -> None:
         if len(self._items) >= WAITING:
             self._items.popleft()
             self._missed += 1
@@ -93,10 +98,11 @@ class Hub:
         self._id = os.urandom(8)
         self._number = 0
         self._last: dict[bytes, int] = {}  # the number of the last message, by publisher
-        self._channels: dict[str, WeakSet[Subscription]] = {}
+        self._channels: dict[str, WeakSet[Subscription[Any]]] = {}
+        self._decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
     def publish(self, channel: str, data: Any) -> None:
-        text, name = json.dumps(data).encode(), channel.encode()
+        text, name = msgspec.json.encode(data), channel.encode()
         if len(text) > LONGEST:
             raise ValueError(f"a message has at most {LONGEST} bytes as JSON; this has {len(text)}")
         self._number += 1
@@ -106,8 +112,12 @@ class Hub:
         for way in self.ways:
             way.send(frame)
 
-    def subscribe(self, channel: str, on_missed: OnMissed | None) -> Subscription:
-        subscription = Subscription(channel, on_missed)
+    def subscribe(
+        self, channel: str, of: type[T], on_missed: OnMissed | None
+    ) -> Subscription[T]:
+        if of not in self._decoders:
+            self._decoders[of] = msgspec.json.Decoder(of)
+        subscription = Subscription(channel, self._decoders[of], on_missed)
         self._channels.setdefault(channel, WeakSet()).add(subscription)
         return subscription
 
@@ -127,9 +137,18 @@ class Hub:
         if not (subscriptions := self._channels.get(channel)):
             self._channels.pop(channel, None)
             return
-        data, reached = json.loads(frame[body:]), 0
+        decoded: dict[msgspec.json.Decoder[Any], Any] = {}  # once for all who want the same type
+        reached = 0
         for subscription in subscriptions:
-            subscription._put(data)
+            decoder = subscription._decoder
+            try:
+                if decoder not in decoded:
+                    decoded[decoder] = decoder.decode(frame[body:])
+            except msgspec.ValidationError as error:
+                log.error("a message of channel %s is not what its subscriber reads: %s", channel, error)
+                catalogue.BROADCAST_DROPPED.labels("subscriber").inc()
+                continue
+            subscription._put(decoded[decoder])
             reached += 1
         catalogue.BROADCAST_DELIVERED.inc(reached)
 
@@ -149,28 +168,32 @@ _hub = Hub()
 
 
 async def publish(channel: str, data: Any) -> None:
-    """Send `data`, which must fit in JSON, to all who subscribed to `channel`, here and elsewhere.
+    """Send `data`, which msgspec must know how to write as JSON, to all who subscribed to `channel`, here and elsewhere.
 
     At most once, and in order for each publisher. It waits for nobody: what a slow reader cannot
     take is dropped there, counted in `broadcast_dropped_total`, and told to its reader.
 
     Raises:
-        TypeError: when `data` does not fit in JSON.
+        TypeError: when it does not.
         ValueError: when it has more than 1 MiB as JSON.
     """
     _hub.publish(channel, data)
 
 
-def subscribe(channel: str, on_missed: OnMissed | None = None) -> Subscription:
-    """The messages of `channel` from now on: `async for data in subscribe("news")`.
+def subscribe(
+    channel: str, of: type[T] = Any, on_missed: OnMissed | None = None
+) -> Subscription[T]:
+    """The messages of `channel` from now on: `async for news in subscribe("news", News)`.
 
     All who subscribed get the same object: do not change it.
 
     Args:
+        of: what they are read as: a msgspec.Struct, a dataclass or any other type that msgspec
+            knows. One that is not that is dropped, counted and logged.
         on_missed: is told how many messages were lost on their way, of any channel where it is not
             known of which, before the first that follows.
     """
-    return _hub.subscribe(channel, on_missed)
+    return _hub.subscribe(channel, of, on_missed)
 
 
 def context(

@@ -11,7 +11,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, overload
 from weakref import WeakSet
 
 import msgspec
@@ -112,9 +112,7 @@ class Hub:
         for way in self.ways:
             way.send(frame)
 
-    def subscribe(
-        self, channel: str, of: type[T], on_missed: OnMissed | None
-    ) -> Subscription[T]:
+    def subscribe(self, channel: str, of: Any, on_missed: OnMissed | None) -> Subscription[Any]:
         if of not in self._decoders:
             self._decoders[of] = msgspec.json.Decoder(of)
         subscription = Subscription(channel, self._decoders[of], on_missed)
@@ -145,7 +143,7 @@ class Hub:
                 if decoder not in decoded:
                     decoded[decoder] = decoder.decode(frame[body:])
             except msgspec.ValidationError as error:
-                log.error("a message of channel %s is not what its subscriber reads: %s", channel, error)
+                log.error("channel %s: not what its subscriber reads: %s", channel, error)
                 catalogue.BROADCAST_DROPPED.labels("subscriber").inc()
                 continue
             subscription._put(decoded[decoder])
@@ -168,21 +166,31 @@ _hub = Hub()
 
 
 async def publish(channel: str, data: Any) -> None:
-    """Send `data`, which msgspec must know how to write as JSON, to all who subscribed to `channel`, here and elsewhere.
+    """Send `data` to all who subscribed to `channel`, in this process and in others.
 
     At most once, and in order for each publisher. It waits for nobody: what a slow reader cannot
     take is dropped there, counted in `broadcast_dropped_total`, and told to its reader.
 
     Raises:
-        TypeError: when it does not.
+        TypeError: when msgspec does not know how to write it as JSON.
         ValueError: when it has more than 1 MiB as JSON.
     """
     _hub.publish(channel, data)
 
 
+@overload
+def subscribe(channel: str, *, on_missed: OnMissed | None = None) -> Subscription[Any]: ...
+
+
+@overload
 def subscribe(
-    channel: str, of: type[T] = Any, on_missed: OnMissed | None = None
-) -> Subscription[T]:
+    channel: str, of: type[T], *, on_missed: OnMissed | None = None
+) -> Subscription[T]: ...
+
+
+def subscribe(
+    channel: str, of: Any = Any, *, on_missed: OnMissed | None = None
+) -> Subscription[Any]:
     """The messages of `channel` from now on: `async for news in subscribe("news", News)`.
 
     All who subscribed get the same object: do not change it.

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from aiohttp import web
 
-from . import views
+from . import body_probes, views
 from .probes import with_probes
 from .settings import SETTINGS, Settings
 
@@ -18,6 +18,7 @@ async def create_app() -> web.Application:
     app = web.Application(client_max_size=settings.max_body)
     app[SETTINGS] = settings
     app.add_routes(views.routes)
+    app.add_routes(body_probes.routes)
     return app
 
 

@@ -11,6 +11,7 @@ if sys.platform == "win32":
 from . import broadcast, compute
 from .cli import command_line
 from .compute import task
+from .http.body import max_body
 from .options import Settings
 from .parts import Parts, service
 from .preload import PRELOADED, preloaded
@@ -25,6 +26,7 @@ __all__ = [
     "broadcast",
     "command_line",
     "compute",
+    "max_body",
     "one_of",
     "preloaded",
     "seconds",

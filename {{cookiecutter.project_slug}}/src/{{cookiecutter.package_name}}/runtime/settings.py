@@ -153,6 +153,10 @@ class Settings(_Dataclass):
     max_requests: int = setting(0, whole(0, 10**9))
 
     keepalive: float = setting(75.0, seconds(0))
+    header_timeout: float = setting(20.0, seconds(0.1))
+    body_timeout: float = setting(30.0, seconds(0.1))
+    write_timeout: float = setting(30.0, seconds(0.1))
+    max_connections: int = setting(4096, whole(1, 10**6))
     max_body: int = setting(2**20, size)
 
     log_level: str = setting("info", one_of("debug", "info", "warning", "error", "critical"))

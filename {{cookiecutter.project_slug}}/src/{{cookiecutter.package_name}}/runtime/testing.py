@@ -19,10 +19,8 @@ from aiohttp.test_utils import BaseTestServer, TestClient
 from pytest_aiohttp.plugin import AiohttpClient
 
 from . import options, preload
-from .http import edge
+from .http import bounds, edge
 from .parts import PACKAGE, Parts
-
-KEEPALIVE = 75.0  # seconds
 
 Client = TestClient[Any, Any]
 
@@ -37,7 +35,7 @@ class Server(BaseTestServer):
         self._app = app
 
     async def _make_runner(self, **_: Any) -> web.BaseRunner:
-        return edge.Runner(self._app, keepalive=KEEPALIVE)
+        return edge.Runner(self._app, bounds.Bounds())
 
 
 def _parts() -> Parts:

@@ -19,15 +19,16 @@ from typing import Any, Literal
 
 from aiohttp import WSCloseCode, hdrs, web
 from aiohttp.http_writer import StreamWriter
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_app import Application
-from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 from multidict import istr
 
 from .. import logs
 from ..compute.client import ComputeError
 from ..metrics import values
-from . import recording
+from . import body as bodies
+from . import bounds, recording
 
 REQUEST_ID = istr("X-Request-ID")
 TRACEPARENT = istr("traceparent")
@@ -111,7 +112,7 @@ class Writer(StreamWriter):
         return self.length if whole and not self.response._must_be_empty_body else 0
 
 
-class Request(web.Request):
+class Request(bodies.Request):
     """Gives every response its headers, and is cheaper by two coroutines than a signal is."""
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
@@ -146,11 +147,16 @@ def _request_factory(app: Any) -> Callable[..., web.Request]:
         request: Any = given(*arguments)
         request.__class__ = _hooked(request.__class__)
         request._payload_writer.__class__ = Writer
+        if request._payload is not EMPTY_PAYLOAD:
+            message, payload, protocol, *_ = arguments
+            request._payload = protocol.make_body(payload, message, size)
         return request  # type: ignore[no-any-return]
 
     # the Application's own takes one more call and a dict
     def make(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> Request:
         writer.__class__ = Writer  # making another one would cost more than all of its work
+        if payload is not EMPTY_PAYLOAD:
+            payload = protocol.make_body(payload, message, size)
         return Request(
             message,
             payload,
@@ -166,7 +172,7 @@ def _request_factory(app: Any) -> Callable[..., web.Request]:
     return make if own else make_as_given
 
 
-class Connection(RequestHandler):
+class Connection(bounds.Connection):
     """aiohttp's connection. Sees each request to its end, whatever ends it."""
 
     __slots__ = ("_lost", "_working", "server")
@@ -196,6 +202,8 @@ class Connection(RequestHandler):
         writer: Any = request._payload_writer
         writer.record = record
         self._working = writer
+        if isinstance(request._payload, bodies.Body):
+            request_handler = bodies.admitting(request_handler, self.server.resolve)
         cells, index = self.server.in_progress
         cells[index] += 1
         try:
@@ -280,6 +288,7 @@ class Connection(RequestHandler):
             raise exc  # nobody hears it, and nothing is wrong here
         if isinstance(exc, ComputeError) and not request.writer.output_size:
             return _compute_problem(exc)
+        status, message = bodies.mistake(exc) or (status, message)
         # logs it, and raises where a part of the response is out already
         super().handle_error(request, status, exc, message)
         detail = message or responses.get(status, "Error")
@@ -305,7 +314,7 @@ class Server(web.Server):
 
     closing = False  # every response asks its client to come back on another connection
 
-    def __init__(self, app: web.Application, stock: web.Server) -> None:
+    def __init__(self, app: web.Application, stock: web.Server, guard: bounds.Guard) -> None:
         """
         Raises:
             ValueError: when aiohttp knows no such option as one of the Application's handler_args.
@@ -315,8 +324,10 @@ class Server(web.Server):
             request_factory=_request_factory(app),
             handler_cancellation=stock.handler_cancellation,
             loop=stock._loop,
-            **stock._kwargs,
+            **(stock._kwargs | {"auto_decompress": False}),  # a Body does it
         )
+        self.guard = guard
+        self.resolve = app.router.resolve
         self.in_progress = values.place("http_requests_in_progress")
         self.connection_closed: Callable[[], None] = lambda: None
         try:
@@ -356,12 +367,19 @@ class Server(web.Server):
 class Runner(web.AppRunner):
     """aiohttp's runner of an Application, with all of the above."""
 
-    def __init__(self, app: web.Application, *, keepalive: float) -> None:
-        """
-        Args:
-            keepalive: seconds that an idle connection stays open.
-        """
-        super().__init__(app, keepalive_timeout=keepalive, **_logging(app))
+    def __init__(self, app: web.Application, limits: bounds.Bounds) -> None:
+        super().__init__(app, **limits.options, **_logging(app))
+        self._guard = bounds.Guard(limits)
+        self._watch: asyncio.Task[None] | None = None
+
+    async def setup(self) -> None:
+        await super().setup()
+        self._watch = asyncio.create_task(self._guard.watch())
+
+    async def cleanup(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        await super().cleanup()
 
     @property
     def server(self) -> Server:
@@ -374,7 +392,7 @@ class Runner(web.AppRunner):
         return self._server
 
     async def _make_server(self) -> Server:
-        return Server(self.app, await super()._make_server())
+        return Server(self.app, await super()._make_server(), self._guard)
 
 
 def _logging(app: Any) -> dict[str, Any]:

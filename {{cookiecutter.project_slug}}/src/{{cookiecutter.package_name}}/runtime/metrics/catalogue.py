@@ -20,6 +20,9 @@ IN_PROGRESS = Gauge(
     "Requests whose response is not complete.",
     multiprocess_mode="livesum",
 )
+CONNECTIONS_CLOSED = Counter(
+    "http_connections_closed", "Connections closed for being over a bound, by which.", ["reason"]
+)
 LAME_DUCK = Gauge(
     "lame_duck",
     "1 while the service still serves but is about to end.",

@@ -13,7 +13,7 @@ from wsgiref.types import WSGIApplication
 
 from .. import options, preload
 from ..compute import server as compute
-from ..http import admin, edge
+from ..http import admin, bounds, edge
 from ..metrics import catalogue, slots
 from ..parts import Parts
 from ..settings import Settings
@@ -46,7 +46,7 @@ def web_pool(settings: options.Settings, parts: Parts, pools: int = 1) -> Pool:
             for place, context in enumerate(contexts):
                 application.cleanup_ctx.insert(place, context)
             return Served(
-                edge.Runner(application, keepalive=settings.keepalive),
+                edge.Runner(application, bounds.Bounds.of(settings)),
                 admin.create_admin(scoreboard, settings),
             )
 

@@ -66,8 +66,8 @@ def sockets_of_path(path: Path) -> set[str]:
 
 
 def assert_stranger(pid: int, service: Service) -> None:
+    wait_for(lambda: signals(pid, "SigCgt") <= HANDLED, PATIENCE)  # from its exec on
     assert signals(pid, "SigIgn") <= IGNORED
-    assert signals(pid, "SigCgt") <= HANDLED
     assert not signals(pid, "SigBlk")
     ours = sockets_of_port(service.port) | sockets_of_port(service.admin_port)
     assert ours

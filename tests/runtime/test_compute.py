@@ -356,11 +356,20 @@ def test_what_nobody_waits_for_is_not_started(start_pool: StartPool, tmp_path: P
 
 @once
 def test_what_expired_in_the_queue_is_not_started(start_pool: StartPool, tmp_path: Path) -> None:
-    path = f"{tmp_path}/expired"
-    headers = {"Compute-Sent": str(time.time() - 2), "Compute-Timeout": "1"}
-    status, answer = post(start_pool(), "/write", {"path": path}, headers)
-    assert (status, answer) == (504, {"message": "not started: its deadline had passed"})
-    assert not Path(path).exists()
+    pool = start_pool()
+    pool.timeout = 1
+
+    async def wait_too_long() -> Any:
+        post_in_thread = asyncio.to_thread(post, pool, "/sleep", {"seconds": 2})
+        busy = asyncio.ensure_future(post_in_thread)
+        await asyncio.sleep(0.3)
+        late = await outcome(tasks.write, f"{tmp_path}/expired")
+        assert (await busy)[0] == 200
+        return late[0]
+
+    assert isinstance(pool.run(wait_too_long), client.DeadlineError)
+    assert pool.call(tasks.write, f"{tmp_path}/wanted") is None
+    assert not (tmp_path / "expired").exists()
 
 
 def test_a_short_task_overtakes_a_long_one(start_pool: StartPool) -> None:

@@ -85,6 +85,19 @@ def child_of_task(way: str, seconds: float) -> int:
     return pid
 
 
+@task
+def doze(turns: int) -> int:
+    """Sleeps a tenth of a second so many times."""
+    for _ in range(turns):
+        time.sleep(0.1)
+    return os.getpid()
+
+
+@routes.get("/probe/doze/{turns}")
+async def doze_in_pool(request: web.Request) -> web.Response:
+    return web.json_response(await compute.run(doze, int(request.match_info["turns"])))
+
+
 @routes.get("/probe/child-of-task/{way}/{seconds}")
 async def in_pool(request: web.Request) -> web.Response:
     way, seconds = request.match_info["way"], float(request.match_info["seconds"])

@@ -25,6 +25,14 @@ async def sleep(request: web.Request) -> web.Response:
     return web.json_response({"worker": os.getpid()})
 
 
+@routes.get("/probe/turns/{number}")
+async def turns(request: web.Request) -> web.Response:
+    """Wait for so many turns of the loop, a tenth of a second each."""
+    for _ in range(int(request.match_info["number"])):
+        await asyncio.sleep(0.1)
+    return web.json_response({"worker": os.getpid()})
+
+
 @routes.get("/probe/block/{seconds}")
 async def block(request: web.Request) -> web.Response:
     """Block the loop, as a forgotten synchronous call does."""

@@ -19,6 +19,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.client_exceptions import UnixClientConnectorError
 
+from ..clock import timeout
 from ..logs import current_id
 from ..metrics import catalogue
 from ..settings import Settings
@@ -142,9 +143,9 @@ def context(settings: Settings) -> Callable[[web.Application], AsyncIterator[Non
             url,
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=settings.compute_timeout),
+            timeout=aiohttp.ClientTimeout(),  # ours is another one
         ) as session:
-            outer, _pool = _pool, partial(_post, session)
+            outer, _pool = _pool, partial(_post, session, settings.compute_timeout)
             yield
             _pool = outer
 
@@ -164,15 +165,16 @@ async def inline(app: web.Application) -> AsyncIterator[None]:
     _pool = outer
 
 
-async def _post(session: aiohttp.ClientSession, name: str, body: bytes) -> tuple[int, Any]:
-    seconds = session.timeout.total
+async def _post(
+    session: aiohttp.ClientSession, seconds: float, name: str, body: bytes
+) -> tuple[int, Any]:
     headers = {
-        "Compute-Sent": str(time.time()),
+        "Compute-Sent": str(time.monotonic()),  # for a pool on this machine, which has this clock
         "Compute-Timeout": str(seconds),
         "X-Request-ID": current_id(),
     }
     try:
-        async with asyncio.timeout(None) as patience:
+        async with timeout(seconds), asyncio.timeout(None) as patience:
             _patience.set(patience)
             async with session.post(f"/{name}", data=body, headers=headers) as response:
                 return response.status, await response.json(content_type=None)

@@ -8,26 +8,27 @@ import logging
 import os
 import signal
 import socket
+import struct
+import sys
 import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from ..clock import STEPS
 from ..logs import Record, current
 from ..metrics import catalogue, slots
 from . import registry
 
 NICENESS = 10
+# in the kernel's struct tcp_info: milliseconds since data came
+LAST_DATA_RECEIVED = struct.Struct("52xI")
 
 log = logging.getLogger(__name__)
 
 
 class _Expired(BaseException):
     """Raised in a task at its deadline; no `except Exception` of the task stops it."""
-
-
-def _expire(*_: object) -> None:
-    raise _Expired
 
 
 def _left(caller: socket.socket) -> bool:
@@ -39,20 +40,61 @@ def _left(caller: socket.socket) -> bool:
         return True
 
 
+def _waited(environ: WSGIEnvironment) -> float:
+    """Seconds from the sending of the request to now.
+
+    A caller on this machine says when, by the clock that all its processes have. What came from
+    another one is as old as the kernel says: no two machines have the same time.
+    """
+    caller: socket.socket = environ["gunicorn.socket"]
+    now = time.monotonic()
+    if caller.family == socket.AF_UNIX:
+        return max(now - float(environ.get("HTTP_COMPUTE_SENT", now)), 0)
+    if sys.platform == "linux":
+        info = caller.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, LAST_DATA_RECEIVED.size)
+        return float(LAST_DATA_RECEIVED.unpack(info)[0]) / 1000
+    else:  # noqa: RET505
+        return 0.0
+
+
+class _Deadline:
+    """Raises _Expired in a task that has run for `seconds`; for `remaining` if its caller left.
+
+    Not by the clock alone: while everything was frozen the caller has waited no longer than we
+    have worked, and still does.
+    """
+
+    def __init__(self, seconds: float, remaining: float, caller: socket.socket) -> None:
+        self._seconds, self._remaining, self._caller = seconds, remaining, caller
+        self._step = seconds / STEPS
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGALRM, self._look)
+        first = min(max(self._remaining, self._step / STEPS), self._step)
+        self._ran = first - self._step
+        signal.setitimer(signal.ITIMER_REAL, first, self._step)
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _look(self, *_: object) -> None:
+        self._ran += self._step
+        over = self._ran >= self._remaining and _left(self._caller)
+        if over or self._ran >= self._seconds:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise _Expired
+
+
 def _run(
     task: registry.Task,
     arguments: dict[str, object],
-    seconds: float,
+    deadline: _Deadline,
     leave: Callable[[], None],
 ) -> tuple[int, str]:
     began = time.perf_counter()
-    signal.signal(signal.SIGALRM, _expire)
     try:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+        with deadline:
             status, answer = task.answer(arguments)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         outcome = "ok" if status == 200 else "error"
     except _Expired:
         log.exception("%s was stopped at its deadline", task.name)
@@ -74,7 +116,6 @@ def application(timeout: float, leave: Callable[[], None]) -> WSGIApplication:
     """
 
     def respond(environ: WSGIEnvironment) -> tuple[int, str]:
-        now = time.time()
         name = environ["PATH_INFO"].removeprefix("/")
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if name not in registry.tasks:
@@ -84,13 +125,13 @@ def application(timeout: float, leave: Callable[[], None]) -> WSGIApplication:
             arguments = task.arguments(**json.loads(body))
         except (TypeError, ValueError) as error:
             return 400, json.dumps({"message": str(error)})
-        sent = float(environ.get("HTTP_COMPUTE_SENT", now))
-        deadline = sent + float(environ.get("HTTP_COMPUTE_TIMEOUT", timeout))
-        catalogue.COMPUTE_QUEUE_SECONDS.observe(max(now - sent, 0))
-        if now >= deadline or _left(environ["gunicorn.socket"]):
+        seconds = min(float(environ.get("HTTP_COMPUTE_TIMEOUT", timeout)), timeout)
+        waited, caller = _waited(environ), environ["gunicorn.socket"]
+        catalogue.COMPUTE_QUEUE_SECONDS.observe(waited)
+        if _left(caller):
             catalogue.COMPUTE_TASKS.labels(name, "skipped").inc()
-            return 504, json.dumps({"message": "not started: its deadline had passed"})
-        return _run(task, arguments, min(deadline - now, timeout), leave)
+            return 504, json.dumps({"message": "not started: its caller has left"})
+        return _run(task, arguments, _Deadline(seconds, seconds - waited, caller), leave)
 
     def wsgi(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         catalogue.WORKER_REQUESTS.labels(slots.label()).inc()

@@ -23,6 +23,7 @@ from gunicorn.workers.base import Worker
 from prometheus_client import Counter, Gauge
 
 from .. import preload
+from ..clock import Clock
 from ..metrics import slots
 from ..metrics.catalogue import WORKER_INFO
 from ..parts import Parts
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 BOOT_ATTEMPTS = 5  # boots that fail in a row, with no worker serving, until the pool gives up
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before trying again after a boot that failed
+LONGEST_TURN = 1.5  # seconds of our loop, which waits for 1 s at most
 KILL_AFTER = 2.0  # seconds that a worker gets beyond its time before SIGKILL
 UNUSED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -94,10 +96,12 @@ class Life:
 
     row: int
     generation: int
+    heard: float  # when it last gave a sign of life; all times here are the arbiter's clock's
+    sign: float = 0.0  # that sign
     served: bool = False
     leaving: str = ""  # why it was told to go
     overdue: bool = False  # was blocked, or did not go in time
-    deadline: float = math.inf  # monotonic time of SIGKILL
+    deadline: float = math.inf  # time of SIGKILL
 
 
 class Launcher(Arbiter):
@@ -112,6 +116,7 @@ class Launcher(Arbiter):
             companion: a second pool that this process supervises and that ends after its own.
             parent: the process to follow into its end, for a companion.
         """
+        self.clock = Clock(LONGEST_TURN)
         self.scoreboard = Scoreboard()
         self.lives: dict[Worker, Life] = {}
         self.generation = 0
@@ -147,19 +152,19 @@ class Launcher(Arbiter):
     def stop(self, graceful: bool = True) -> None:
         self.scoreboard.shut_down()
         self.close_listeners()
-        limit = time.monotonic() + self.app.pool.budget + KILL_AFTER
+        limit = self.clock.look() + self.app.pool.budget + KILL_AFTER
         for worker in list(self.WORKERS.values()):
             self.tell_to_go(worker, "shutdown", signal.SIGTERM if graceful else signal.SIGQUIT)
-        while self.WORKERS and time.monotonic() < limit:
+        while self.WORKERS and self.clock.look() < limit:
             if {signal.SIGINT, signal.SIGQUIT} & set(self.wait_for_signals(0.05)) and graceful:
                 log.warning("asked again: shutting down quickly")
                 graceful = False
                 self.kill_workers(signal.SIGQUIT)
-                limit = time.monotonic() + KILL_AFTER
+                limit = self.clock.now + KILL_AFTER
             self.reap_workers()
         self.kill_companion(signal.SIGTERM if graceful else signal.SIGQUIT)
-        limit = max(limit, time.monotonic() + KILL_AFTER)
-        while self.companion_pid and time.monotonic() < limit:
+        limit = max(limit, self.clock.now + KILL_AFTER)
+        while self.companion_pid and self.clock.look() < limit:
             self.wait_for_signals(0.05)
             self.reap_workers()
         self.kill_workers(signal.SIGKILL)
@@ -189,7 +194,7 @@ class Launcher(Arbiter):
         for life in self.lives.values():
             if not life.leaving and self.scoreboard.state(life.row) == State.DRAINING:
                 life.leaving = "left"
-                life.deadline = time.monotonic() + self.app.pool.budget + KILL_AFTER
+                life.deadline = self.clock.now + self.app.pool.budget + KILL_AFTER
         staying = [w for w in self.WORKERS.values() if not self.lives[w].leaving]
         for worker in staying:
             life = self.lives[worker]
@@ -224,7 +229,7 @@ class Launcher(Arbiter):
         worker.scoreboard = arbiter.scoreboard
         worker.row = arbiter.scoreboard.lease()
         worker.timeout = HEARTBEAT  # stock workers look this often whether their arbiter lives
-        arbiter.lives[worker] = Life(worker.row, arbiter.generation)
+        arbiter.lives[worker] = Life(worker.row, arbiter.generation, arbiter.clock.now)
 
     def spawn_worker(self) -> Any:
         # a signal that came before the worker's own handlers are in place would be lost in ours
@@ -240,7 +245,7 @@ class Launcher(Arbiter):
     def tell_to_go(self, worker: Worker, reason: str, number: signal.Signals) -> None:
         life = self.lives[worker]
         life.leaving = life.leaving or reason
-        life.deadline = time.monotonic() + self.app.pool.budget + KILL_AFTER
+        life.deadline = self.clock.now + self.app.pool.budget + KILL_AFTER
         os.kill(int(worker.pid), number)
 
     # --- reload
@@ -269,10 +274,12 @@ class Launcher(Arbiter):
     # --- workers that fail
 
     def murder_workers(self) -> None:
-        now = time.monotonic()
+        now = self.clock.look()
         for worker in self.WORKERS.values():
             life = self.lives[worker]
-            silent = now - worker.tmp.last_update()
+            if (sign := worker.tmp.last_update()) != life.sign:
+                life.sign, life.heard = sign, now
+            silent = now - life.heard
             if now > life.deadline:
                 log.error("worker %s did not end in time: killing it", worker.pid)
                 life.overdue, life.deadline = True, now + KILL_AFTER
@@ -317,7 +324,7 @@ class Launcher(Arbiter):
 
     def why(self, life: Life, state: int, status: int) -> tuple[str, str]:
         how, detail = _how(status)
-        if life.overdue:
+        if life.overdue or state == State.OVERDUE:
             return "timeout", detail
         if detail == "SIGKILL":
             seen, self.oom_kills = self.oom_kills, limits.oom_kills()

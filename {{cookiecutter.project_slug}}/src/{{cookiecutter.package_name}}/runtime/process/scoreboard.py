@@ -15,6 +15,7 @@ HEARTBEAT = 0.5  # seconds between two signs of life of a worker
 class State(IntEnum):
     """Where a worker is in its life."""
 
+    OVERDUE = -1  # has not booted in time, and says where it was
     FREE = 0
     BOOTING = 1
     SERVING = 2

@@ -19,6 +19,7 @@ from aiohttp import web
 from gunicorn.workers.base import Worker
 
 from .. import output
+from ..clock import Clock, timeout
 from ..http.edge import Runner
 from ..metrics import catalogue, loop, slots
 from .acceptor import Acceptor
@@ -92,6 +93,7 @@ class WebWorker(Worker):
 
     def run(self) -> None:
         self.booted = False
+        self._clock = Clock(2 * HEARTBEAT)
         loop = import_module(self.app.settings.event_loop)
         with asyncio.Runner(loop_factory=loop.new_event_loop) as runner:
             runner.run(self._live())
@@ -125,12 +127,20 @@ class WebWorker(Worker):
     async def _boot(self) -> None:
         settings = self.app.settings
         build: Any = self.wsgi  # what gunicorn calls so, here Service.load()'s answer
-        served: Served = await build(self.scoreboard)
+        try:
+            async with timeout(settings.worker_timeout) as limit:
+                served: Served = await build(self.scoreboard)
+                await served.runner.setup()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            self.scoreboard.set_state(self.row, State.OVERDUE)
+            why = f"create_app() took longer than WORKER_TIMEOUT={settings.worker_timeout:g}"
+            raise TimeoutError(why) from error
         self._runner = served.runner
         self._admin = web.AppRunner(
             served.admin, access_log=None, keepalive_timeout=settings.keepalive, shutdown_timeout=1
         )
-        await self._runner.setup()
         await self._admin.setup()
         self._server = server = self._runner.server
         listeners: Any = self.sockets
@@ -155,7 +165,9 @@ class WebWorker(Worker):
 
     async def _beat(self) -> None:
         while True:
-            self.notify()
+            # a create_app() that does not even let itself be cancelled is for the arbiter to end
+            if self._clock.look() < 2 * self.app.settings.worker_timeout or self.booted:
+                self.notify()
             if os.getppid() != self.ppid:
                 log.error("the arbiter is gone: leaving")
                 self._leave_quickly()
@@ -174,10 +186,11 @@ class WebWorker(Worker):
             # still accepting, as the balancer has yet to hear of it
             catalogue.LAME_DUCK.set(1)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._quick.wait(), settings.lame_duck)
+                async with timeout(settings.lame_duck):
+                    await self._quick.wait()
         self._tell(State.DRAINING)
         grace = QUICKLY if self._quick.is_set() else settings.graceful_timeout
-        end = self.loop.time() + grace
+        end = self._clock.look() + grace
         self._acceptor.stop()
         if not whole_pool:  # the others answer probes and scrapes; else it is us, until the end
             for site in self._admin.sites:
@@ -186,7 +199,7 @@ class WebWorker(Worker):
         limit = end - grace * CLEANUP_SHARE
         # half of what is left: the other half is for their clients to say goodbye
         ending = asyncio.ensure_future(
-            self._server.end_streams(max(limit - self.loop.time(), 0) / 2)
+            self._server.end_streams(max(limit - self._clock.look(), 0) / 2)
         )
         await self._until_quiet(limit)
         ending.cancel()
@@ -198,7 +211,8 @@ class WebWorker(Worker):
     async def _until(self, end: float, name: str, step: Awaitable[None]) -> None:
         """Whatever becomes of a step of the application's, the next ones are taken."""
         try:
-            await asyncio.wait_for(step, max(end - self.loop.time(), 0.1))
+            async with timeout(max(end - self._clock.look(), 0.1)):
+                await step
         except TimeoutError:
             log.error("%s did not end within GRACEFUL_TIMEOUT: leaving it", name)
         except Exception:
@@ -207,7 +221,7 @@ class WebWorker(Worker):
     async def _until_quiet(self, limit: float) -> None:
         """Wait for the requests in flight, and for keep-alive clients to send their last one."""
         quiet, seen = 0, -1
-        while self._server._connections and quiet < QUIET_TICKS and self.loop.time() < limit:
+        while self._server._connections and quiet < QUIET_TICKS and self._clock.look() < limit:
             busy = any(
                 # the flag holds until the last byte is written, though not yet taken by the kernel
                 connection._request_in_progress or transport.get_write_buffer_size()

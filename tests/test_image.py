@@ -23,9 +23,8 @@ from test_answers import DEFAULT
 CONFINED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 NOTHING_WRITABLE = [f"--tmpfs={folder}:ro" for folder in ("/dev/shm", "/tmp", "/var/tmp")]
 BUDGET = 5 + 20  # LAME_DUCK and GRACEFUL_TIMEOUT
-# The load of the generated project's own tests: no retry, every answer counted.
-(LOAD_FILE,) = ROOT.glob("*cookiecutter*/tests/load.py")
-LOAD = runpy.run_path(str(LOAD_FILE))["Load"]
+# No retry, every answer counted.
+LOAD = runpy.run_path(str(ROOT / "tests" / "runtime" / "load.py"))["Load"]
 REDIS: Answers = {"job_queue": "redis", "project_slug": "my-service-redis"}
 
 Bake = Callable[..., Path]
@@ -282,7 +281,7 @@ def test_serves_and_counts_and_leaves_nobody_waiting(start: Start) -> None:
     time.sleep(5)
     for connection in slow:
         connection.send(b'"you"}')
-        assert connection.getresponse().read() == b'{"hello": "you"}'
+        assert connection.getresponse().read() == b'{"greeting": "Hello, you!"}'
     assert container.wait() == 0
     assert time.monotonic() - began < BUDGET
     assert '"level": "error"' not in container.log()
@@ -406,3 +405,44 @@ def test_both_containers_of_the_pod(memory: str, bake: Bake, start: Start) -> No
     compute.signal()
     assert compute.wait() == 0
     assert time.monotonic() - began < pod["terminationGracePeriodSeconds"] - BUDGET
+
+
+@pytest.mark.timeout(600)
+def test_compute_in_a_pod_of_its_own(engine: str, bake: Bake, start: Start) -> None:
+    """As k8s/compute/ has it, with its address in place of the Service's."""
+    folder = bake(**DEFAULT) / "k8s" / "compute"
+    manifest = yaml.safe_load((folder / "deployment.yaml").read_text())
+    pod = manifest["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    limits = container["resources"]["limits"]
+    compute = start(
+        *(*CONFINED, "--cpus", limits["cpu"], "--memory", limits["memory"][:-1].lower()),
+        *(f"--tmpfs={mount['mountPath']}:mode=1777" for mount in container["volumeMounts"]),
+        *(f"--env={e['name']}={e['value']}" for e in container["env"] if "value" in e),
+        command=container["args"][0],
+    )
+    wait_for(lambda: compute.total("compute_workers", state="live") == 2)
+    for kind in ("startup", "readiness", "liveness"):
+        assert compute.get(container[f"{kind}Probe"]["httpGet"]["path"], 8081)[0] == 200
+    (url,) = re.findall(r"value: \"(http://.*)\"", (folder / "Kustomization").read_text())
+    (found,) = json.loads(output(engine, "container", "inspect", compute.name))
+    (network,) = found["NetworkSettings"]["Networks"].values()
+    host = url.removeprefix("http://")
+    web = start(
+        *(*CONFINED, "--cpus", "1", "--add-host", f"{host}:{network['IPAddress']}"),
+        *("--env", f"COMPUTE_URL={url}:8080"),
+        command="web",
+    )
+    web.wait_for_workers(1)
+    assert json.loads(web.get("/primes/1000000")[1])["count"] == 78498
+    assert compute.total("compute_tasks_total", task="primes", outcome="ok") == 1
+
+    began = time.monotonic()
+    with ThreadPoolExecutor() as threads:
+        computing = threads.submit(web.get, "/primes/9999999")
+        compute.signal()
+        assert json.loads(computing.result()[1])["count"] == 664579
+    assert compute.wait() == 0
+    assert time.monotonic() - began < pod["terminationGracePeriodSeconds"]
+    assert web.get("/primes/1000")[0] == 503, "nobody there; all else is well"
+    assert web.get("/")[0] == 200

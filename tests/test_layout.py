@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,6 +142,14 @@ def test_each_room_knows_those_it_may(modules: dict[str, Module]) -> None:
         if module.room == "process":
             calls = {n.attr for n in ast.walk(module.tree) if isinstance(n, ast.Attribute)}
             assert not calls & {"add_routes", "router", "path", "rel_url"}, module.name
+
+
+def test_no_modules_import_each_other(modules: dict[str, Module]) -> None:
+    graph = {name: imported(module, modules) - {name} for name, module in modules.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 def test_the_projects_tests_are_few(project: Path) -> None:

@@ -38,7 +38,7 @@ def command_line(parts: Parts) -> None:
     choices.add_parser("serve", help="web workers and compute workers (the default)")
     choices.add_parser("web", help="web workers only")
     choices.add_parser("compute", help="compute workers only")
-    options.add_commands(choices)
+    options.add_commands(choices, preloaded_folder)
     check = choices.add_parser("check", help="say what would run, and why; start nothing")
     check.add_argument("--json", action="store_true", help="for machines")
     check.add_argument(
@@ -145,8 +145,9 @@ def runtime_folder(settings: Settings) -> Iterator[Path]:
 
 
 @contextmanager
-def preloaded_folder(settings: Settings, parts: Parts) -> Iterator[Path]:
+def preloaded_folder(settings: Settings, parts: Parts, command: str) -> Iterator[Path]:
     """The runtime folder, when what the processes share is loaded, and no signal can be lost."""
+    look_before(settings, command)
     # until the arbiter's handlers are in place: process 1 would not notice SIGTERM at all
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     with runtime_folder(settings) as folder:
@@ -161,8 +162,7 @@ def preloaded_folder(settings: Settings, parts: Parts) -> Iterator[Path]:
 def _serve(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> NoReturn:
     """Become the management process. Ends by SystemExit, in the workers that it forks too."""
     command = arguments.command or "serve"
-    look_before(settings, command)
-    with preloaded_folder(settings, parts) as folder:
+    with preloaded_folder(settings, parts, command) as folder:
         if command == "serve" and settings.compute_url is None:
             os.environ["COMPUTE_URL"] = f"unix:{folder / SOCKET}"
             settings = type(settings).from_env()
@@ -175,7 +175,7 @@ def _serve(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
         INFO.labels(*service()).set(1)
         here = (settings.compute_url or "").startswith("unix:")  # then web workers speak for it
         pools = 2 if command == "serve" and here else 1
-        web = Service(partial(web_pool, pools=pools), settings, parts)
+        web = Service(partial(web_pool, contexts=options.contexts, pools=pools), settings, parts)
         compute = Service(partial(compute_pool, pools=pools), settings, parts)
         match command:
             case "web":

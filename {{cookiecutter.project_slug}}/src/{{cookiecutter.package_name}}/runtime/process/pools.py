@@ -6,12 +6,15 @@ does not import takes no management process down.
 """
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from importlib import import_module
+from typing import Any
 from wsgiref.types import WSGIApplication
 
-from .. import options, preload
+from aiohttp import web
+
+from .. import preload
 from ..compute import server as compute
 from ..http import admin, bounds, edge
 from ..metrics import catalogue, slots
@@ -28,14 +31,20 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def web_pool(settings: options.Settings, parts: Parts, pools: int = 1) -> Pool:
+Context = Callable[[web.Application], AsyncIterator[None]]
+
+
+def web_pool(
+    settings: Settings, parts: Parts, contexts: Callable[[Any], list[Context]], pools: int = 1
+) -> Pool:
     """Workers that serve the public port and the admin port.
 
     Args:
+        contexts: what every worker holds open around the user's Application, with these settings.
         pools: how many there are within the same memory limit.
     """
     import_module(settings.event_loop)
-    contexts = options.contexts(settings)
+    held = contexts(settings)
 
     def load() -> Callable[[Scoreboard], Awaitable[Served]]:
         create_app = parts.load_create_app()
@@ -43,7 +52,7 @@ def web_pool(settings: options.Settings, parts: Parts, pools: int = 1) -> Pool:
         async def build(scoreboard: Scoreboard) -> Served:
             application = await create_app()
             application[preload.PRELOADED] = preload.preloaded()
-            for place, context in enumerate(contexts):
+            for place, context in enumerate(held):
                 application.cleanup_ctx.insert(place, context)
             return Served(
                 edge.Runner(application, bounds.Bounds.of(settings)),

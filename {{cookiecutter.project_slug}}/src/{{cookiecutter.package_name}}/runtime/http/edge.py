@@ -104,12 +104,24 @@ class Writer(StreamWriter):
         # in front of a chunk there is its size
         self._body_size += int(body[0], 16) if self.chunked else sum(map(len, body))
 
+    def _left(self) -> int:
+        """Bytes of the declared length that this writer was not given."""
+        response = self.response
+        if not self.length or response is None or response._must_be_empty_body:
+            return 0
+        return self.length - self._body_size * isinstance(response, web.Response)
+
+    @property
+    def short(self) -> bool:
+        """Whether less was written than the head had promised."""
+        return self._left() > 0 and not self._by_sendfile()
+
+    def _by_sendfile(self) -> bool:
+        return isinstance(self.response, web.FileResponse) and not self._body_size
+
     def body_size(self, *, whole: bool) -> int:
         """Bytes of the body that were written; whole: whether that is all of it."""
-        if self._body_size or not self.length or self.response is None:
-            return self._body_size
-        # sendfile passes us by
-        return self.length if whole and not self.response._must_be_empty_body else 0
+        return self._left() if whole and self._by_sendfile() else self._body_size
 
 
 class Request(bodies.Request):
@@ -237,7 +249,7 @@ class Connection(bounds.Connection):
         if isinstance(response, web.WebSocketResponse) and whole:
             vanished = self._lost and not response._closing  # it did not say that it closes
             return "client" if vanished or response.close_code == ABNORMAL else ""
-        if whole:
+        if whole and not writer.short:
             return ""
         if self._client_gone():
             return "client"
@@ -296,6 +308,8 @@ class Connection(bounds.Connection):
             detail = "".join(format_exception(exc))
         response = web.Response(status=status, text=_problem(status, detail), content_type=PROBLEM)
         response.force_close()
+        writer: Any = request.writer  # as a head that failed has left it
+        writer.chunked, writer._compress = False, None
         return response
 
 

@@ -139,9 +139,7 @@ ROWS = [
         Row(f"{path}, cut short", ask(path), aborted=("error",))
         for path in ("/body-fails/2", "/stream-fails", "/stream-panics", "/stream-short")
     ],
-    Row(
-        "raised after a stream", ask("/stream-then-raise"), aborted=("error",), same_body=False
-    ),
+    Row("raised after a stream", ask("/stream-then-raise"), aborted=("error",), same_body=False),
     Row("a response used again", ask("/reused"), again=True, aborted=("error",)),
     # methods and versions
     Row("HEAD", ask("/ok", method="HEAD")),

@@ -276,9 +276,10 @@ class Connection(bounds.Connection):
         if writer is None or task is None:
             return
         writer.ended = True
-        if isinstance(writer.response, web.WebSocketResponse):
-            await writer.response.close(code=WSCloseCode.GOING_AWAY, message=b"service restart")
-            await asyncio.sleep(FAREWELL)
+        socket = writer.response
+        if isinstance(socket, web.WebSocketResponse):
+            await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the worker ends")
+            await asyncio.wait({task}, timeout=FAREWELL)
         if self._working is writer:
             task.cancel()
 

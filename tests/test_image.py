@@ -257,7 +257,7 @@ def test_compiles_nothing_as_long_as_it_runs(
 
 @pytest.mark.timeout(600)
 def test_serves_and_counts_and_leaves_nobody_waiting(start: Start) -> None:
-    container = start(*CONFINED, "--cpus", "1.5", "--memory", "256m", "--user", "10001")
+    container = start(*CONFINED, "--cpus", "1.5", "--memory", "512m", "--user", "10001")
     container.wait_for_workers(2)
     assert container.run("readlink", "/proc/1/exe").stdout.startswith("/usr")
     served = asyncio.run(send(container, until=20_000))
@@ -300,7 +300,7 @@ async def send(container: Container, until: float = float("inf"), seconds: float
 @pytest.mark.parametrize(
     ("given", "workers", "why"),
     [
-        (("--cpus", "1.5", "--memory", "256m"), 2, "the CPU quota is 1.5"),
+        (("--cpus", "1.5", "--memory", "512m"), 2, "the CPU quota is 1.5"),
         (("--cpus", "0.5"), 1, "the CPU quota is 0.5"),
         (("--cpus", "2", "--memory", "160m"), 1, "80% of the memory limit of 160 MiB"),
     ],

@@ -10,10 +10,10 @@ AUDIT := pip-audit@2.10.1
 SLUG := {{cookiecutter.project_slug}}
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint audit bench lock upgrade release clean
+.PHONY: help install demo test test-newest soak lint audit bench lock upgrade release clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## bring .venv to what requirements-dev.txt pins
 
@@ -35,6 +35,16 @@ demo: $(INSTALLED)  ## generate a project into build/, start it on every CPU giv
 
 test: $(INSTALLED)  ## generate every supported combination and prove it
 	$(BIN)/pytest
+
+test-newest: $(INSTALLED)  ## the runtime's tests with the newest aiohttp 3, which no project has yet
+	rm -rf build/newest
+	$(BIN)/cookiecutter . --no-input --default-config --output-dir build/newest >/dev/null
+	$(MAKE) --no-print-directory -C build/newest/my-service install
+	$(BIN)/uv pip install --quiet --python build/newest/my-service/.venv/bin/python \
+		--require-hashes --requirement tests/runtime/requirements.txt
+	$(BIN)/uv pip install --python build/newest/my-service/.venv/bin/python --upgrade "aiohttp >=3,<4"
+	cd tests/runtime && PROJECT=$(CURDIR)/build/newest/my-service \
+		$(CURDIR)/build/newest/my-service/.venv/bin/python -m pytest
 
 soak: $(INSTALLED)  ## the same behaviour under load, at full length
 	SOAK=1 $(BIN)/pytest tests/test_rolling.py tests/test_runtime.py -k "rolling or at_length"

@@ -1,0 +1,93 @@
+"""What the runtime uses of its libraries that they do not promise to keep, and what it stands for.
+
+A version of a library that lacks one of these is told by test_private_names.py; a use that is not
+listed here too.
+"""
+
+PRIVATE = {
+    "aiohttp.connector:UnixConnector": {
+        "_create_connection": "opens a connection to the pool",
+        "_factory": "makes the client's protocol",
+        "_loop": "the loop of the connector",
+    },
+    "aiohttp.web_protocol:RequestHandler": {
+        "_loop": "the loop of a connection",
+        "_force_close": "whether the connection is ended without a farewell",
+        "_messages": "heads that wait for their handler",
+        "_request_in_progress": "whether a handler works for the connection",
+        "_task_handler": "the task that handles its requests one after the other",
+        "_waiter": "what the task waits on while there is no request",
+        "_handle_request": "calls the handler and sends its response",
+        "_request_count": "how many requests the connection had",
+    },
+    "aiohttp.web_server:Server": {
+        "_connections": "the open connections",
+        "_kwargs": "the options of each connection",
+        "_loop": "the loop of the server",
+    },
+    "aiohttp.web_runner:BaseRunner": {
+        "_server": "what makes a connection's protocol",
+        "_make_server": "starts the Application and gives its server",
+    },
+    "aiohttp.web_app:Application": {
+        "_client_max_size": "the largest body",
+        "_client_max_fields": "how many fields a form may have",
+        "_handler_args": "the options of the user's for each connection",
+        "_loop": "the loop of the Application",
+        "_make_request": "makes the request, where the user has none of their own",
+    },
+    "aiohttp.web_request:Request": {
+        "_client_max_size": "the largest body",
+        "_headers": "the head of the request",
+        "_match_info": "the route that was found",
+        "_payload": "the body that is received",
+        "_payload_writer": "what writes the response",
+        "_prepare_hook": "is called before the head of a response is written",
+        "_protocol": "the connection of the request",
+        "_rel_url": "path and query, as they were sent",
+    },
+    "aiohttp.web_response:Response": {
+        "_must_be_empty_body": "whether the response has no body whatever its length says",
+    },
+    "aiohttp.web_ws:WebSocketResponse": {
+        "_closing": "whether the other end said that it closes",
+    },
+    "aiohttp.web_urldispatcher:UrlMappingMatchInfo": {
+        "_apps": "the Application and its subapplications on the way to the route",
+    },
+    "aiohttp.http_writer:StreamWriter": {
+        "_compress": "what compresses the body",
+        "_write": "writes a piece",
+        "_writelines": "writes pieces at once",
+    },
+    "aiohttp.streams:StreamReader": {
+        "_exception": "why there is no more to read",
+        "_loop": "the loop of the reader",
+        "_wait": "waits for data",
+    },
+    "aiohttp.multipart:MultipartReader": {
+        "_read_headers": "reads the head of a part",
+        "_readline": "reads a line between the parts",
+    },
+    "aiohttp.test_utils:BaseTestServer": {
+        "_make_runner": "gives the runner that a test server uses",
+    },
+    # not marked as private, and yet nobody's to call but gunicorn's
+    "gunicorn.arbiter:Arbiter": {
+        "WORKERS": "the workers by their PIDs",
+        "LISTENERS": "the listening sockets",
+        "SIGNALS": "the signals that it handles",
+        "kill_workers": "sends a signal to all of them",
+        "manage_workers": "starts or ends workers until their number is right",
+        "reap_workers": "buries those that ended",
+        "murder_workers": "ends those that do not answer",
+        "wait_for_signals": "waits until there is something to do",
+    },
+    # for streaq, which only projects with a job queue have
+    "streaq.worker:Worker": {
+        "_cancel_scopes": "what ends the jobs at work",
+    },
+    "prometheus_client.values:": {
+        "ValueClass": "what every metric makes its numbers of",
+    },
+}

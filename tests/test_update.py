@@ -1,6 +1,7 @@
 """The years after: generating again, over what there is, and updates of the template by cruft."""
 
 import json
+import os
 import re
 import sys
 import tomllib
@@ -151,7 +152,7 @@ def test_a_template_with_changes_of_nobody_is_not_remembered(
 def test_an_update_keeps_both_sides(
     queue: str, cookiecutter: Cookiecutter, history: History, tmp_path: Path
 ) -> None:
-    """Twice: the second starts from files that only the first has brought."""
+    """Twice: the second starts from files of which the project's repository has only a mixture."""
     project = generate(cookiecutter, history, tmp_path, job_queue=queue)
     (package,) = (project / "src").iterdir()
     run("make", "install", cwd=project)
@@ -165,6 +166,8 @@ def test_an_update_keeps_both_sides(
     change(project / "k8s" / "configmap.yaml", "\ndata:\n", '\ndata:\n  OURS: "1"\n')
     for round_ in ("one", "two"):
         commit(project)
+        # As a fresh clone: without what the last update left in it.
+        run("git", "gc", "--quiet", "--prune=now", cwd=project)
         history.change("src/*/views.py", '"""', f'"""{round_}: ')
         history.change("src/*/runtime/__init__.py", '"""', f'"""{round_}: ')
         history.change("README.md", "\n## Run it", f"\nTheirs is {round_}.\n\n## Run it")
@@ -210,19 +213,32 @@ def test_a_conflict_is_named(cookiecutter: Cookiecutter, history: History, tmp_p
     assert "## Theirs" in (project / "README.md").read_text()
 
 
-def test_jobs_come_with_an_update(
+def test_another_answer_is_an_update(
     cookiecutter: Cookiecutter, cruft: Callable[..., str], history: History, tmp_path: Path
 ) -> None:
     project = generate(cookiecutter, history, tmp_path)
-    cruft("update", "-y", "--variables-to-update", '{"job_queue": "redis"}', cwd=project)
-    assert (project / "k8s" / "jobs-deployment.yaml").exists()
-    commit(project)
-    cruft("update", "-y", "--variables-to-update", '{"job_queue": "none"}', cwd=project)
-    run("git", "add", "--all", cwd=project)
-    assert changed(project) == {
-        line for line in changed(project) if not (project / line).exists() or "job" not in line
-    }
-    assert not list(project.glob("k8s/*job*"))
+    before = {file: file.read_bytes() for file in files(project)}
+    for queue in ("redis", "none"):
+        answer = json.dumps({"job_queue": queue})
+        cruft("update", "-y", "--variables-to-update", answer, cwd=project)
+        commit(project)
+        assert (project / "k8s" / "jobs-deployment.yaml").exists() == (queue == "redis")
+    assert {file: file.read_bytes() for file in files(project)} == before
+
+
+def test_a_refusal_of_cruft_gives_the_command_of_cruft(
+    cruft: Callable[..., str], history: History, tmp_path: Path
+) -> None:
+    answers = json.dumps({"project_name": "O'Connor's", "cpu_limit": "two"})
+    with pytest.raises(AssertionError) as refused:
+        cruft("create", "-y", "--extra-context", answers, history.folder, cwd=tmp_path)
+    _, _, said = str(refused.value).partition("The same answers again")
+    (command,) = re.findall(r"^ *(cruft create .*?\}')$", said, re.M | re.S)
+    command = command.replace(">>> two <<<", "1500m")
+    path = f"{BIN}:{os.environ['PATH']}"
+    run("sh", "-c", command, cwd=tmp_path, PATH=path, HOME=str(tmp_path))
+    readme = tmp_path / "o-connor-s" / "README.md"
+    assert readme.read_text().startswith("# O'Connor's\n")
 
 
 @pytest.fixture

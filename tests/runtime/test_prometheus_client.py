@@ -6,6 +6,7 @@ The same steps run here and in its own multiprocess mode, in real processes that
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Service, copy_code
+from conftest import Service, copy_code, wait_for
 from overlay import PACKAGE
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
@@ -452,3 +453,269 @@ def test_a_scrape_shows_the_rest_and_says_that_it_is_not_all(start: Start, how: 
     assert service.total("http_requests_total", route="/") == 5
     assert service.log.read_text().count("metrics are incomplete") == 1
     assert service.get("/").status == 200
+
+
+# --- what prometheus_client does in one process only
+
+MORE = """
+import multiprocessing, os, subprocess, sys
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
+from prometheus_client import REGISTRY, generate_latest, multiprocess
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from .probes import routes
+
+Info("build", "What runs.").info({"version": "1.2"})
+MODE = Enum("mode", "What a worker does.", states=["idle", "busy"])
+SIZE = Gauge("pool_size", "Of a pool.", multiprocess_mode="livesum")
+SIZE.set_function(lambda: 7)
+Gauge("broken", "Never known.", multiprocess_mode="livesum").set_function(lambda: 1 / 0)
+ITEMS = Counter("items", "Things.", ["kind"])
+LEVEL = Gauge("level", "Levels.", ["kind"], multiprocess_mode="livesum")
+SECONDS = Histogram("work_seconds", "Time.", ["kind"])
+CHILDREN = Counter("children", "Of workers.")
+
+class Pool:
+    def collect(self):
+        yield GaugeMetricFamily("connections_idle", "Idle ones, \\udcff.", value=3)
+        taken = CounterMetricFamily("connections_taken", "Taken ones.", labels=["by"])
+        taken.add_metric(["a\\udcff"], os.getpid())
+        yield taken
+
+class Failing:
+    def describe(self):
+        return []
+
+    def collect(self):
+        raise LookupError("a collector that fails")
+
+REGISTRY.register(Pool())
+REGISTRY.register(Failing())
+
+@routes.get("/count/{kind}")
+async def count(request):
+    kind = request.match_info["kind"]
+    note = {"trace_id": f"trace-{kind}"}
+    ITEMS.labels(kind).inc(1, note)
+    SECONDS.labels(kind).observe(0.3, note)
+    LEVEL.labels(kind).inc()
+    return web.json_response({"worker": os.getpid()})
+
+@routes.get("/busy")
+async def busy(request):
+    MODE.state("busy")
+    return web.json_response({"worker": os.getpid()})
+
+@routes.get("/remove/{kind}")
+async def remove(request):
+    ITEMS.remove(request.match_info["kind"])
+    SECONDS.remove_by_labels({"kind": request.match_info["kind"]})
+    return web.Response()
+
+@routes.get("/clear")
+async def clear(request):
+    for metric in (ITEMS, LEVEL, SECONDS):
+        metric.clear()
+    return web.Response()
+
+@routes.get("/mine")
+async def mine(request):
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    return web.Response(body=generate_latest(registry))
+
+@routes.get("/child/{how}")
+async def child(request):
+    how = request.match_info["how"]
+    if how == "other":
+        code = "import prometheus_client as p; p.Counter('others', 'Unseen.').inc()"
+        subprocess.run([sys.executable, "-c", code], check=True)
+    else:
+        process = multiprocessing.get_context(how).Process(target=work)
+        process.start()
+        process.join()
+        assert process.exitcode == 0, process.exitcode
+    return web.Response()
+
+def work():
+    CHILDREN.inc()
+"""
+
+
+@pytest.fixture
+def more(start: Start, tmp_path: Path) -> Service:
+    """Two workers with metrics of all kinds."""
+    return start(code=with_metrics(tmp_path / "code", MORE))
+
+
+def each_worker(service: Service, path: str) -> None:
+    """Ask until each of two workers has answered."""
+    seen: set[int] = set()
+    wait_for(lambda: seen.add(service.get(path).json()["worker"]) or len(seen) == 2, 60)
+
+
+def shown(service: Service, name: str) -> list[tuple[dict[str, str], float]]:
+    found = [(its, value) for one, its, value in service.scrape() if one == name]
+    return sorted(found, key=lambda one: sorted(one[0].items()))
+
+
+def test_info_enum_functions_and_collectors(more: Service) -> None:
+    wait_for(lambda: len(shown(more, "connections_idle")) == 2, 60)
+    workers = [its["worker"] for its, _ in shown(more, "connections_idle")]
+    assert shown(more, "build_info") == [({"version": "1.2"}, 1)]
+    assert wait_for(lambda: shown(more, "pool_size") == [({}, 14)], 60)
+    assert shown(more, "connections_idle") == [({"worker": w}, 3) for w in workers]
+    taken = shown(more, "connections_taken_total")
+    assert [its for its, _ in taken] == [{"by": "a\ufffd", "worker": w} for w in workers]
+    assert sorted(n for _, n in taken) == sorted(more.workers())
+    assert {n for _, n in shown(more, "mode")} == {0, 1}
+    each_worker(more, "/busy")
+    states = [
+        ({"mode": state, "worker": w}, float(state == "busy"))
+        for state in ("busy", "idle")
+        for w in workers
+    ]
+    assert shown(more, "mode") == states
+    assert shown(more, "broken") == []
+    wait_for(lambda: more.says("a collector that fails") and more.says("division by zero"), 60)
+    told = more.log.read_text()
+    assert told.count("LookupError: a collector that fails") == 2  # once in each worker
+    assert more.total("metrics_degraded") == 0
+    # the dead are not asked
+    gone = more.workers()[0]
+    os.kill(gone, signal.SIGKILL)
+    wait_for(lambda: len({n for _, n in shown(more, "connections_taken_total")} - {gone}) == 2, 60)
+    assert [its["worker"] for its, _ in shown(more, "connections_idle")] == workers
+
+
+def test_exemplars_are_shown_where_they_can_be(more: Service) -> None:
+    more.get("/count/a")
+    accept = {"Accept": PROMETHEUS_2}
+
+    def exemplars() -> dict[str, Any]:
+        text = more.get("/metrics", accept, admin=True).body.decode()
+        samples = [s for family in open_metrics(text) for s in family.samples if s.exemplar]
+        return {s.name: (s.exemplar.labels, s.exemplar.value) for s in samples if s.exemplar}
+
+    traced = {"trace_id": "trace-a"}
+    wait_for(
+        lambda: exemplars() == {"items_total": (traced, 1), "work_seconds_bucket": (traced, 0.3)},
+        60,
+    )
+    assert b"trace-a" not in more.get("/metrics", admin=True).body
+
+
+def test_remove_and_clear_reach_every_process(more: Service) -> None:
+    each_worker(more, "/count/a")
+    each_worker(more, "/count/b")
+    assert len(shown(more, "items_total")) == 2
+    more.get("/remove/a")
+    assert [its["kind"] for its, _ in shown(more, "items_total")] == ["b"]
+    assert [its["kind"] for its, _ in shown(more, "work_seconds_count")] == ["b"]
+    assert len(shown(more, "level")) == 2
+    each_worker(more, "/count/a")
+    counted, buckets = shown(more, "items_total"), shown(more, "work_seconds_count")
+    assert counted[0][1] == buckets[0][1] < counted[1][1] + 1
+    more.get("/clear")
+    for name in ("items_total", "work_seconds_count", "work_seconds_bucket", "level"):
+        assert shown(more, name) == []
+    more.get("/count/a")
+    assert shown(more, "items_total") == shown(more, "level") == [({"kind": "a"}, 1)]
+    assert shown(more, "work_seconds_count") == [({"kind": "a"}, 1)]
+
+
+def test_an_endpoint_of_ones_own_shows_all_processes(more: Service) -> None:
+    each_worker(more, "/count/a")
+    families = text_string_to_metric_families(more.get("/mine").body.decode())
+    totals = [s.value for f in families for s in f.samples if s.name == "items_total"]
+    assert totals == [more.total("items_total")]
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+def test_children_count(more: Service, how: str) -> None:
+    for _ in range(3):
+        assert more.get(f"/child/{how}", timeout=100).status == 200
+    assert more.total("children_total") == 3
+    assert more.total("metrics_degraded") == 0
+    assert not list(more.folder().glob("*.db"))
+
+
+def test_children_that_count_elsewhere_are_told(more: Service) -> None:
+    more.get("/child/other", timeout=100)
+    more.scrape()
+    assert more.total("metrics_degraded") == 1
+    assert more.says("a child process counts in")
+    assert not list(more.folder().glob("*.db"))
+
+
+REFUSED = {
+    "Counter('http_requests', 'Mine.')": "has the name of one of the runtime's, ",
+    "Gauge('http_requests_total', 'Mine.', ['a'], registry=None)": "catalogue.py:",
+    "Gauge('metrics_degraded', 'Mine.')": "give it another name",
+    "Gauge('x', 'Mine.', ['worker'])": "the label worker is added",
+    "Gauge('x', 'Mine.', ['worker'], multiprocess_mode='liveall')": "give livesum",
+    "Enum('x', 'Mine.', ['worker'], states=['a'])": "the label worker is added",
+    "c.remove('GET', '/', '200')": "is the runtime's",
+    "c.clear()": "is the runtime's",
+}
+EARLIER = f"""
+import os, sys, json
+from pathlib import Path
+folder, env = sys.argv[1:]
+if env:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info, Summary
+c = Counter("early", "In a library.", ["l"], registry=CollectorRegistry())
+c.labels("a").inc(2)
+h = Histogram("early_h", "h"); h.observe(1)
+s = Summary("early_s", "s"); s.observe(3)
+g = Gauge("early_g", "g", multiprocess_mode="livesum"); g.set(4)
+Info("early_i", "i").info({{"a": "b"}})
+e = Enum("early_e", "e", states=["on", "off"])
+f = Gauge("early_f", "f", multiprocess_mode="livesum"); f.set_function(lambda: 9)
+import {PACKAGE}.runtime as runtime
+from {PACKAGE}.runtime.metrics import asked, exposition, values
+values.install(Path(folder))
+c.labels("a").inc(); h.observe(2); s.observe(4); g.inc(); e.state("off"); asked.ask()
+from {PACKAGE}.runtime.metrics.catalogue import REQUESTS as c
+refused = []
+for code in json.load(sys.stdin):
+    try:
+        eval(code)
+    except ValueError as error:
+        refused.append(str(error))
+text = exposition.Exposition().scrape()[0].decode()
+print(json.dumps([text.splitlines(), refused, [p.name for p in Path(folder).glob("*.db")]]))
+"""
+
+
+@pytest.mark.parametrize("env", ["", "set"])
+def test_earlier_metrics_count_and_wrong_ones_are_refused(tmp_path: Path, env: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLIER, str(tmp_path), env],
+        input=json.dumps(list(REFUSED)),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines, refused, stock = json.loads(done.stdout)
+    assert sorted(x for x in lines if x.startswith("early") and "_bucket" not in x) == [
+        'early_e{early_e="off",worker="0"} 1.0',
+        'early_e{early_e="on",worker="0"} 0.0',
+        "early_f 9.0",
+        "early_g 5.0",
+        "early_h_count 2.0",
+        "early_h_sum 3.0",
+        'early_i_info{a="b"} 1.0',
+        "early_s_count 2.0",
+        "early_s_sum 7.0",
+        'early_total{l="a"} 3.0',
+    ]
+    assert len(refused) == len(REFUSED), refused
+    for told, expected in zip(refused, REFUSED.values(), strict=True):
+        assert expected in told
+    assert "<string>:1" in refused[0]
+    assert "catalogue.py:" in refused[0]
+    assert stock == []

@@ -19,11 +19,13 @@ from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from . import kernel, slots, values
@@ -31,6 +33,7 @@ from . import kernel, slots, values
 Encoder = Callable[[Collector], bytes]
 Names = Collection[str]  # of samples; empty for all
 Numbers = list[float | None]  # by row; None where no file has one
+IMPORT = f"have it import {__package__.partition('.')[0]} before anything with metrics"
 DAMAGED = "the rest is shown; nothing but the service may write to its folder, restart it"
 # what we can speak of what an Accept header may ask for; others stand back
 SPOKEN = {"", "0.0.4", "1.0.0"}
@@ -71,7 +74,13 @@ class _Child:
         return row
 
     def lines(
-        self, metric: Metric, numbers: Numbers, form: str, encode: Encoder, names: Names
+        self,
+        metric: Metric,
+        numbers: Numbers,
+        form: str,
+        encode: Encoder,
+        names: Names,
+        notes: dict[int, str],
     ) -> Iterator[str]:
         if self._buckets and self._buckets[-1][0] != math.inf:
             return  # a histogram that its process is about to make
@@ -85,9 +94,12 @@ class _Child:
         found += [numbers[row] for row, _ in self._others]
         if found[-1] is None:
             return
-        for (piece, name), value in zip(self._made(metric, form, encode), found, strict=True):
+        rows = [row for _, row, _ in self._buckets]
+        rows += [CORRUPT] * bool(rows) + [row for row, _ in self._others]
+        pieces = self._made(metric, form, encode)
+        for (piece, name), value, row in zip(pieces, found, rows, strict=True):
             if value is not None and (not names or name in names):
-                yield f"{piece} {floatToGoString(value)}\n"
+                yield f"{piece} {floatToGoString(value)}{notes.get(row, '') if notes else ''}\n"
 
     def _made(self, metric: Metric, form: str, encode: Encoder) -> list[tuple[str, str]]:
         """What stands before each number, and the name of its sample."""
@@ -204,6 +216,7 @@ class Exposition:
         self._rows: dict[bytes, int] = {}  # by line
         self._combine = [COMBINE[""]]  # by row
         self._recent: set[int] = set()  # rows of mode mostrecent
+        self._asked: dict[int, tuple[tuple[int, int], list[Any]]] = {}  # by slot
 
     def scrape(self, accept: str = "", names: Names = ()) -> tuple[bytes, str]:
         """All metrics in the format that the Accept header asks for, and its content type.
@@ -222,18 +235,75 @@ class Exposition:
             except OSError as error:
                 slots.lose(error)
                 pids, numbers = {}, [None] * len(self._combine)
-            lines = list(self._write(numbers, content_type, encode, names, breath))
+            opened = content_type.startswith("application/openmetrics-text")
+            answers = self._answers(pids)
+            exemplars = self._exemplars(answers) if opened else {}
+            lines = list(self._write(numbers, content_type, encode, names, exemplars, breath))
+            for metric in self._collected(answers):
+                try:
+                    lines += _shown(encode, metric, names)
+                except (ValueError, TypeError) as error:
+                    slots.lose(f"{metric.name} cannot be shown: {error}", DAMAGED)
         for metric in kernel.collect(pids):
             lines += _shown(encode, metric, names)
         spent = Metric("metrics_scrape_seconds", "CPU time that this scrape took.", "gauge")
         spent.add_sample(spent.name, {}, time.thread_time() - began)
         lines += _shown(encode, spent, names)
-        if content_type.startswith("application/openmetrics-text"):
+        if opened:
             lines.append("# EOF\n")
         return "".join(lines).encode(), content_type
 
+    def _answers(self, pids: dict[int, int]) -> dict[int, list[Any]]:
+        """What processes have answered, by slot: families of collectors, and exemplars."""
+        known, self._asked = self._asked, {}
+        for slot in pids:
+            path = slots.folder() / f"{slots.GAUGES}_{slot}{slots.ASKED}"
+            try:
+                status = path.stat()
+                version = status.st_ino, status.st_mtime_ns
+                if slot not in known or known[slot][0] != version:
+                    families, exemplars = json.loads(_read_plain(path) or b"[[], []]")
+                    known[slot] = version, [families, exemplars]
+                self._asked[slot] = known[slot]
+            except FileNotFoundError:
+                continue  # most have none
+            except (OSError, ValueError, TypeError) as error:
+                slots.lose(f"{path}: {error}", DAMAGED)
+        return {slot: answer for slot, (_, answer) in self._asked.items()}
+
+    def _collected(self, answers: dict[int, list[Any]]) -> Iterable[Metric]:
+        found: dict[str, Metric] = {}
+        for slot, (families, _) in answers.items():
+            for name, text, typ, samples in families:
+                if name in self._families or name in kernel.NAMES:
+                    slots.lose(f"a collector's {name} has the name of another metric", "rename it")
+                    continue
+                metric = found.setdefault(name, Metric(name, text, typ))
+                for sample, labels, value, when in samples:
+                    metric.add_sample(sample, {**labels, "worker": str(slot)}, value, when)
+        return found.values()
+
+    def _exemplars(self, answers: dict[int, list[Any]]) -> dict[int, str]:
+        """The latest of each row, as it stands behind the number."""
+        latest: dict[int, tuple[float, str]] = {}
+        for _, exemplars in answers.values():
+            for key, labels, value, when in exemplars:
+                row = self._rows.get(key.encode(), CORRUPT)
+                if row != CORRUPT and when > latest.get(row, (0.0, ""))[0]:
+                    one = Metric("x", "", "counter")
+                    one.add_sample("x_total", {}, 0.0, None, Exemplar(labels, value, when))
+                    line = openmetrics(_One(one)).decode().splitlines()[-2]
+                    latest[row] = when, line.removeprefix("x_total 0.0")
+        return {row: text for row, (_, text) in latest.items()}
+
     def _read(self, breath: _Breath) -> tuple[dict[int, int], Numbers]:
-        found = [match for path in slots.folder().iterdir() if (match := slots.FILE(path.name))]
+        found = []
+        for path in slots.folder().iterdir():
+            if match := slots.FILE(path.name):
+                found.append(match)
+            elif path.suffix == slots.STOCK:
+                slots.lose(f"a child process counts in {path} and not here", IMPORT)
+                path.unlink(missing_ok=True)
         pids = slots.held({int(match[2]) for match in found})
         known, self._files = self._files, {}
         numbers: Numbers = [None] * len(self._combine)
@@ -338,11 +408,17 @@ class Exposition:
         return row
 
     def _write(
-        self, numbers: Numbers, form: str, encode: Encoder, names: Names, breath: _Breath
+        self,
+        numbers: Numbers,
+        form: str,
+        encode: Encoder,
+        names: Names,
+        notes: dict[int, str],
+        breath: _Breath,
     ) -> Iterator[str]:
         for family in self._families.values():
             try:
-                yield from list(self._family(family, numbers, form, encode, names, breath))
+                yield from list(self._family(family, numbers, form, encode, names, notes, breath))
             except (ValueError, TypeError, IndexError) as error:  # lines that do not fit together
                 slots.lose(f"{family.metric.name} cannot be shown: {error}", DAMAGED)
 
@@ -353,6 +429,7 @@ class Exposition:
         form: str,
         encode: Encoder,
         names: Names,
+        notes: dict[int, str],
         breath: _Breath,
     ) -> Iterator[str]:
         if form not in family.heads:
@@ -360,7 +437,7 @@ class Exposition:
             family.heads[form] = "".join(f"{line}\n" for line in head)
         shown = False
         for child in family.children.values():
-            for line in child.lines(family.metric, numbers, form, encode, names):
+            for line in child.lines(family.metric, numbers, form, encode, names, notes):
                 if not shown:
                     yield family.heads[form]
                     shown = True

@@ -12,6 +12,17 @@ from . import slots
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PROC = Path("/proc")
+NAMES = (  # of the samples here, and of the scrape's own
+    "process_cpu_seconds",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "process_open_fds",
+    "process_start_time_seconds",
+    "metrics_degraded",
+    "metrics_folder_size_bytes",
+    "metrics_folder_free_bytes",
+    "metrics_scrape_seconds",
+)
 
 
 def collect(pids: dict[int, int]) -> Iterator[Metric]:

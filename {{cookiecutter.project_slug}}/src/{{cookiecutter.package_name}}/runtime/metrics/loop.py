@@ -5,7 +5,7 @@ import gc
 import time
 from collections.abc import Callable
 
-from . import catalogue, slots
+from . import asked, catalogue, slots
 
 TICK = 0.1  # seconds
 WINDOW = 30.0  # seconds; a scrape sees the worst of this window and of the one before
@@ -18,6 +18,7 @@ async def watch(connections: Callable[[], int], requests: Callable[[], int]) -> 
         connections: how many are open now.
         requests: how many came so far.
     """
+    asked.start()
     worker = slots.label()
     catalogue.WORKER_INFO.labels(worker, "web").set(1)
     shown = catalogue.CONNECTIONS.labels(worker)

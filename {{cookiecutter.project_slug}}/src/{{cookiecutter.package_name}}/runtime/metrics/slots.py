@@ -80,9 +80,11 @@ def install(folder: Path) -> None:
     Raises:
         OSError: when the folder cannot be written.
     """
-    global _folder, _lock_fd
-    _lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    _folder = folder
+    global _folder, _lock_fd, _slot
+    fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    if installed():  # as the child of a process that counts
+        os.close(_lock_fd)
+    _folder, _lock_fd, _slot = folder, fd, None
     with _gate():
         if _lock(0, MAX_SLOTS):
             for file in folder.iterdir():

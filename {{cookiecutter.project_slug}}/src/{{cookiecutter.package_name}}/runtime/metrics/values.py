@@ -15,12 +15,14 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import prometheus_client.values
+from prometheus_client.samples import Exemplar
 
 from . import slots
 
@@ -32,9 +34,11 @@ GONE = struct.pack("Q", 0x7FF8_676F_6E65_0000)  # of a series that was removed: 
 (NOTHING,) = struct.unpack("d", GONE)
 
 _files: dict[str, "_Files"] = {}
-_values: WeakSet["Value"] = WeakSet()
+_values: WeakValueDictionary[int, "Value"] = WeakValueDictionary()  # all, the oldest first
+_ages = count()
 _by_sample: WeakValueDictionary[tuple[str, ...], "Value"] = WeakValueDictionary()
 _lock = Lock()
+exemplars: dict[bytes, Exemplar] = {}  # the last of each number that this process has, by key
 
 
 def install(folder: Path) -> None:
@@ -47,7 +51,7 @@ def install(folder: Path) -> None:
     # libraries, and children that know nothing of ours, look at the first
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[PARENT] = str(folder)
     _files.clear()
-    for value in list(_values):
+    for value in list(_values.values()):
         value._move()
 
 
@@ -55,7 +59,8 @@ def _after_fork() -> None:
     global _lock
     _lock = Lock()
     _files.clear()
-    for value in list(_values):
+    exemplars.clear()
+    for value in list(_values.values()):
         value._cells = None
 
 
@@ -174,7 +179,7 @@ class Value:
         self._cells: memoryview[float] | None = None
         self._index = 0
         self._bind()
-        _values.add(self)
+        _values[next(_ages)] = self
         _by_sample[name, *labelvalues] = self
 
     def _bind(self) -> "memoryview[float]":
@@ -232,11 +237,11 @@ class Value:
         cells = self._cells or self._bind()
         cells[self._index], self._inherited = NOTHING, None
 
-    def set_exemplar(self, exemplar: object) -> None:
-        """Exemplars have no place in the files."""
+    def set_exemplar(self, exemplar: Exemplar) -> None:
+        exemplars[self._key] = exemplar
 
-    def get_exemplar(self) -> None:
-        return None
+    def get_exemplar(self) -> Exemplar | None:
+        return exemplars.get(self._key)
 
 
 class _Extreme(Value):
@@ -311,3 +316,9 @@ def remove(metric: str, labels: dict[str, str]) -> None:
 
 # every metric looks this class up when it is made
 prometheus_client.values.ValueClass = _value
+
+if PARENT in os.environ:
+    try:
+        slots.join(Path(os.environ[PARENT]))
+    except OSError as error:
+        slots.lose(error)

@@ -12,7 +12,7 @@ from typing import NoReturn
 from aiohttp import web
 
 from ..http.admin import create_admin
-from ..metrics import slots
+from ..metrics import asked, slots
 from ..metrics.catalogue import WORKER_INFO
 from ..parts import Parts
 from ..settings import Settings
@@ -66,6 +66,7 @@ class Standalone:
         if self._pool == 0:
             self._launcher.run()
         WORKER_INFO.labels(slots.label(), self.role).set(1)
+        asked.start()
         loop = import_module(self.settings.event_loop).new_event_loop()
         sys.exit(loop.run_until_complete(self._live()))
 

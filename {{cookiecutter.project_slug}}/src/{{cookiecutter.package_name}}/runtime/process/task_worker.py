@@ -9,6 +9,7 @@ from typing import Any
 
 from gunicorn.workers.sync import SyncWorker
 
+from ..metrics import asked
 from .scoreboard import Scoreboard, State
 from .worker import ready_for_signals, show_state
 
@@ -41,6 +42,8 @@ class TaskWorker(SyncWorker):
     def run(self) -> None:
         show_state(State.SERVING)
         self._tell(State.SERVING)
+        if asked.wanted():  # else there is no thread here that the forks of a task would miss
+            asked.start()
         super().run()
         if self.nr >= self.max_requests:
             self._tell(State.RECYCLE)

@@ -551,7 +551,12 @@ def more(start: Start, tmp_path: Path) -> Service:
 def each_worker(service: Service, path: str) -> None:
     """Ask until each of two workers has answered."""
     seen: set[int] = set()
-    wait_for(lambda: seen.add(service.get(path).json()["worker"]) or len(seen) == 2, 60)
+
+    def asked() -> bool:
+        seen.add(service.get(path).json()["worker"])
+        return len(seen) == 2
+
+    wait_for(asked, 60)
 
 
 def shown(service: Service, name: str) -> list[tuple[dict[str, str], float]]:

@@ -60,7 +60,7 @@ def harness(folder: Path, script: str) -> Any:
         [sys.executable, "-c", textwrap.dedent(HARNESS) + textwrap.dedent(script), str(folder)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -128,7 +128,7 @@ def test_the_text_is_that_of_prometheus_client(tmp_path: Path, accept: str) -> N
     assert "_created" not in body
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_thousand_deaths_leave_no_trace(tmp_path: Path) -> None:
     before, after, counted, files, size = harness(
         tmp_path,

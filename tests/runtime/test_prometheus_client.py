@@ -392,9 +392,7 @@ def with_metrics(folder: Path, source: str) -> Path:
     code = copy_code(folder)
     (code / PACKAGE / "of_the_user.py").write_text(source)
     app = code / PACKAGE / "app.py"
-    app.write_text(
-        app.read_text().replace("from . import views", "from . import of_the_user, views")
-    )
+    app.write_text(f"{app.read_text()}\nfrom . import of_the_user\n")
     return code
 
 

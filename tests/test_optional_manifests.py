@@ -105,8 +105,12 @@ def test_compute_pods_are_as_confined_and_probed_as_web_pods(
     for key in ("image", "securityContext", "resources", "resizePolicy", "ports", *probes):
         assert ours[key] == theirs[key]
     assert ours["envFrom"][0] == theirs["envFrom"][0]
-    given = {each["name"]: each for each in theirs["env"] if each["name"] != "COMPUTE_URL"}
-    assert {each["name"]: each for each in ours["env"]} == given
+    own = {"COMPUTE_URL", "GRACE_PERIOD"}
+    same, given = (
+        {each["name"]: each for each in env if each["name"] not in own}
+        for env in (ours["env"], theirs["env"])
+    )
+    assert same == given
     room = {volume["name"]: volume["emptyDir"] for volume in compute["volumes"]}
     for volume in web["volumes"]:
         assert "secret" in volume or room[volume["name"]] == volume["emptyDir"]
@@ -146,7 +150,10 @@ def test_only_web_pods_reach_the_tasks(pools: dict[str, dict[str, Manifest]]) ->
 def test_compute_pods_have_time_to_drain(pools: dict[str, dict[str, Manifest]]) -> None:
     data = pools[""]["ConfigMap"]["data"]
     drain = float(data["LAME_DUCK"]) + float(data["GRACEFUL_TIMEOUT"])
-    assert drain < template(pools["compute"])["spec"]["terminationGracePeriodSeconds"]
+    spec = template(pools["compute"])["spec"]
+    grace = spec["terminationGracePeriodSeconds"]
+    assert drain < grace
+    assert {"name": "GRACE_PERIOD", "value": str(grace)} in spec["containers"][0]["env"]
 
 
 def test_compute_pods_are_scraped(project: Path, pools: dict[str, dict[str, Manifest]]) -> None:

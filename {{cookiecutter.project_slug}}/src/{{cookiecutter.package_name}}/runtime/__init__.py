@@ -10,7 +10,7 @@ if sys.platform == "win32":
 
 from . import broadcast, compute
 from .cli import command_line
-from .compute import task
+from .compute import RefusedError, task
 from .http.body import max_body
 from .options import Settings
 from .parts import Parts, service
@@ -20,6 +20,7 @@ from .settings import SettingsError, boolean, one_of, seconds, setting, size, wh
 __all__ = [
     "PRELOADED",
     "Parts",
+    "RefusedError",
     "Settings",
     "SettingsError",
     "boolean",

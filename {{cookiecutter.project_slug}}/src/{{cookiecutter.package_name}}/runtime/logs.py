@@ -38,6 +38,9 @@ TRACEPARENT = re.compile(
 ).fullmatch
 
 
+ALWAYS_THERE = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+
+
 class Record:
     """The request that a task works for."""
 
@@ -58,6 +61,7 @@ current: ContextVar[Record] = ContextVar("current")
 access_log = False
 
 _json = True
+_colours = False
 _pending: list[tuple[float, Record, str, str, float, int, str | None, str]] = []
 _timer = False  # whether it will be written soon
 _waiting = False  # whether it waits for room
@@ -111,11 +115,12 @@ def _quoted(text: str) -> str:
 
 class JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        as_it_is = isinstance(record.msg, dict) and not record.args
+        line: dict[str, Any] = {
             "time": _timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": record.msg if as_it_is else record.getMessage(),
             "process": record.process,
         }
         request = current.get(None)
@@ -125,14 +130,36 @@ class JSONFormatter(logging.Formatter):
                 line["trace_id"] = request.trace_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        for name in vars(record).keys() - ALWAYS_THERE:  # what was given as extra=
+            line[f"extra_{name}" if name in line else name] = vars(record)[name]
+        try:
+            return json.dumps(line, default=str, allow_nan=False)
+        except (TypeError, ValueError):  # no JSON can hold it
+            return json.dumps({name: str(value) for name, value in line.items()})
 
 
 class ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         flush()  # so that a handler's lines stay in order with the access lines
+        return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line itself; a traceback comes after it."""
         request_id = current_id()
-        return super().format(record) + (f" [{request_id}]" if request_id else "")
+        return (
+            f"{_timestamp(record.created)} {record.process} "
+            f"{_coloured(record.levelname, record.levelno)} {record.name}: {record.message}"
+            + (f" [{request_id}]" if request_id else "")
+        )
+
+
+def _coloured(text: str, level: int) -> str:
+    """Text for a terminal: red from `error` on, yellow for a warning."""
+    if not _colours or level < logging.WARNING:
+        return text
+    return f"\x1b[{31 if level >= logging.ERROR else 33}m{text}\x1b[0m"
 
 
 def setup(level: str, log_format: str, *, access: bool) -> None:
@@ -142,15 +169,12 @@ def setup(level: str, log_format: str, *, access: bool) -> None:
         log_format: "json" or "console".
         access: whether a line is written for each request.
     """
-    global access_log, _json
+    global access_log, _json, _colours
     access_log, _json = access, log_format == "json"
+    _colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     output.take_over()
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(
-        JSONFormatter()
-        if _json
-        else ConsoleFormatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
-    )
+    handler.setFormatter(JSONFormatter() if _json else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
@@ -228,9 +252,11 @@ def _console_line(
     remote: str | None,
     agent: str,
 ) -> str:
-    aborted = f"aborted by {record.aborted} " if record.aborted else ""
+    level = logging.ERROR if record.status >= 500 else logging.WARNING * (record.status >= 400)
+    status = _coloured(str(record.status or "-"), level)
+    aborted = _coloured(f"aborted by {record.aborted} ", logging.WARNING) if record.aborted else ""
     return (
-        f"{_timestamp(now)} {_pid} {remote} {method} {path} {record.status or '-'} {aborted}"
+        f"{_timestamp(now)} {_pid} {remote} {method} {path} {status} {aborted}"
         f"{seconds * 1000:.1f} ms [{record.id}]\n"
     )
 

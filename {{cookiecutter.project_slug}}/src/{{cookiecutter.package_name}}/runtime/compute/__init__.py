@@ -9,13 +9,14 @@ from .client import (
     WorkerDiedError,
     run,
 )
-from .registry import task
+from .registry import RefusedError, task
 
 __all__ = [
     "ComputeError",
     "DeadlineError",
     "PoolDownError",
     "QueueFullError",
+    "RefusedError",
     "TaskError",
     "WorkerDiedError",
     "run",

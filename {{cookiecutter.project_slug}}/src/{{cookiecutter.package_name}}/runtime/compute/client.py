@@ -32,7 +32,7 @@ PATIENCE = 0.03  # seconds for a TCP connection to be accepted by the kernel at 
 
 
 class ComputeError(Exception):
-    """A task gave no result; `status` is what to answer the client with."""
+    """A task gave no result; `status` is what to answer the client with, its text for the log."""
 
     status = 500
     retry_after: int | None = None
@@ -198,6 +198,7 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
 
     Raises:
         ComputeError: when there is no result; each subclass says why.
+        RefusedError: when the task raised it.
         TypeError: when the arguments do not fit the task.
     """
     called = registry.find(task)
@@ -209,6 +210,8 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     match status:
         case 200:
             return answer["result"]  # type: ignore[no-any-return]
+        case 422:
+            raise registry.RefusedError(answer["status"], answer["text"])
         case 500:
             raise TaskError(name, answer["type"], answer["message"])
         case 504:

@@ -41,6 +41,23 @@ def _check(hint: Any) -> Check:
     )
 
 
+class RefusedError(Exception):
+    """Raised by a task on purpose: an answer for the client, with a status from 400 to 599.
+
+    The text of any other exception is for the log alone.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        """
+        Raises:
+            ValueError: when it is no status of an error.
+        """
+        if not 400 <= status <= 599:
+            raise ValueError(f"RefusedError({status}): give a status from 400 to 599")
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
 @dataclass(frozen=True)
 class Task:
     """A registered function: checks what goes in and what comes out."""
@@ -81,6 +98,8 @@ class Task:
         """Call the function, and say as HTTP does what became of it: a status, and some JSON."""
         try:
             return 200, json.dumps({"result": self.run(arguments)}, allow_nan=False)
+        except RefusedError as refusal:
+            return 422, json.dumps({"status": refusal.status, "text": refusal.text})
         except Exception as error:
             log.exception("%s failed", self.name)
             return 500, json.dumps({"type": type(error).__qualname__, "message": str(error)})

@@ -95,7 +95,7 @@ def _run(
     try:
         with deadline:
             status, answer = task.answer(arguments)
-        outcome = "ok" if status == 200 else "error"
+        outcome = {200: "ok", 422: "refused"}.get(status, "error")
     except _Expired:
         log.exception("%s was stopped at its deadline", task.name)
         status, outcome = 504, "timeout"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
 from ..metrics.exposition import scrape
 from ..settings import Settings
@@ -29,6 +30,24 @@ class Pool(Protocol):
 
     @property
     def trouble(self) -> str: ...  # why it is not ready; empty when it is
+
+
+class Runner(web.AppRunner):
+    """Serves the admin application without the ways in by which libraries trace requests.
+
+    They hook into every Application; but nobody looks for a trace of a probe or a scrape.
+    """
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+
+        async def handle(request: BaseRequest) -> web.StreamResponse:
+            assert isinstance(request, web.Request)
+            request._match_info = match = await self.app.router.resolve(request)
+            return await match.handler(request)
+
+        server.request_handler = handle
+        return server
 
 
 def create_admin(pool: Pool, settings: Settings) -> web.Application:

@@ -11,6 +11,7 @@ aiohttp's own classes, each with what we add to it:
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Coroutine
 from functools import cache
 from http.client import responses
@@ -25,10 +26,13 @@ from aiohttp.web_request import BaseRequest
 from multidict import istr
 
 from .. import logs
-from ..compute.client import ComputeError
+from ..compute.client import ComputeError, TaskError
+from ..compute.registry import RefusedError
 from ..metrics import values
 from . import body as bodies
 from . import bounds, recording
+
+log = logging.getLogger(__name__)
 
 REQUEST_ID = istr("X-Request-ID")
 TRACEPARENT = istr("traceparent")
@@ -299,7 +303,7 @@ class Connection(bounds.Connection):
     ) -> web.StreamResponse:
         if isinstance(exc, ConnectionError) and self._client_gone():
             raise exc  # nobody hears it, and nothing is wrong here
-        if isinstance(exc, ComputeError) and not request.writer.output_size:
+        if isinstance(exc, ComputeError | RefusedError) and not request.writer.output_size:
             return _compute_problem(exc)
         status, message = bodies.mistake(exc) or (status, message)
         # logs it, and raises where a part of the response is out already
@@ -314,11 +318,19 @@ class Connection(bounds.Connection):
         return response
 
 
-def _compute_problem(error: ComputeError) -> web.Response:
-    headers = {} if error.retry_after is None else {hdrs.RETRY_AFTER: str(error.retry_after)}
+def _compute_problem(error: ComputeError | RefusedError) -> web.Response:
+    headers = {}
+    if isinstance(error, RefusedError):
+        detail = error.text
+    else:
+        detail = responses[error.status]
+        if not isinstance(error, TaskError):  # that one stands in the log of its pool
+            log.warning("%s", error)
+        if error.retry_after is not None:
+            headers[hdrs.RETRY_AFTER] = str(error.retry_after)
     return web.Response(
         status=error.status,
-        text=_problem(error.status, str(error)),
+        text=_problem(error.status, detail),
         content_type=PROBLEM,
         headers=headers,
     )

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from aiohttp import web
 
-from ..http.admin import create_admin
+from ..http.admin import Runner, create_admin
 from ..metrics import asked, slots
 from ..metrics.catalogue import WORKER_INFO
 from ..parts import Parts
@@ -78,7 +78,7 @@ class Standalone:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         self._ended = asyncio.ensure_future(asyncio.to_thread(self._reap))
         self._ended.add_done_callback(lambda _: self.stop.set())
-        runner = web.AppRunner(self.admin(), access_log=None, shutdown_timeout=1)
+        runner = Runner(self.admin(), access_log=None, shutdown_timeout=1)
         await runner.setup()
         host, port, code = self.settings.admin_host, self.settings.admin_port, 0
         try:

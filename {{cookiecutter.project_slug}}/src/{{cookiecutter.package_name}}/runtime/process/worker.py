@@ -20,6 +20,7 @@ from gunicorn.workers.base import Worker
 
 from .. import output
 from ..clock import Clock, timeout
+from ..http import admin as admin_port
 from ..http.edge import Runner
 from ..metrics import catalogue, loop, slots
 from .acceptor import Acceptor
@@ -138,7 +139,7 @@ class WebWorker(Worker):
             why = f"create_app() took longer than WORKER_TIMEOUT={settings.worker_timeout:g}"
             raise TimeoutError(why) from error
         self._runner = served.runner
-        self._admin = web.AppRunner(
+        self._admin = admin_port.Runner(
             served.admin, access_log=None, keepalive_timeout=settings.keepalive, shutdown_timeout=1
         )
         await self._admin.setup()

@@ -312,3 +312,8 @@ def test_a_project_updates_with_the_cruft_that_is_tested(bake: Bake) -> None:
     tested = (ROOT / "requirements-dev.txt").read_text()
     assert len(pinned) == 2
     assert all(f"\n{name}=={version} " in tested for name, version in pinned)
+
+
+def test_a_project_of_unknown_origin_is_told_how_to_name_it(installed: Bake) -> None:
+    with pytest.raises(AssertionError, match=r"cruft link --checkout COMMIT TEMPLATE"):
+        run("make", "update", cwd=installed())

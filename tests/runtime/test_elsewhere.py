@@ -75,7 +75,7 @@ def test_counts_the_cpus_of_the_machine(on_macos: str) -> None:
 
 
 def test_is_typed_for_macos() -> None:
-    mypy = [Path(sys.executable).with_name("mypy"), "--platform", "darwin", "--no-incremental"]
+    mypy = [sys.executable, "-m", "mypy", "--platform", "darwin", "--no-incremental"]
     done = subprocess.run(mypy, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

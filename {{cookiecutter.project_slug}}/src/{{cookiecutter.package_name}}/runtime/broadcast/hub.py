@@ -31,6 +31,10 @@ OnMissed = Callable[[int], None]
 log = logging.getLogger(__name__)
 
 
+for place in ("subscriber", "worker"):  # shown from the beginning, as nothing lost
+    catalogue.BROADCAST_DROPPED.labels(place)
+
+
 class Way(Protocol):
     """Carries frames to other processes."""
 

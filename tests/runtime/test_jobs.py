@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SOAK, Service, copy_code, free_port, running, wait_for
+from conftest import HANGS, SOAK, Service, copy_code, free_port, running, wait_for
 from overlay import PACKAGE, PROJECT
 
 SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
@@ -114,7 +114,7 @@ def worker(start: Start, redis: Redis, job_code: Path, tmp_path: Path) -> StartW
         settings = {**redis.env, "PROMETHEUS_MULTIPROC_DIR": str(folder), **env}
         service = start("jobs", code=job_code, wait=False, **settings)
         if wait:
-            wait_for(lambda: ready(service), 20)
+            wait_for(lambda: ready(service))
         return service
 
     return run
@@ -264,9 +264,7 @@ def test_a_job_that_does_not_end_in_time_is_handed_over(
     jobs, trace = worker(GRACEFUL_TIMEOUT="1"), tmp_path / "trace"
     job_id = enqueue(web, "work", trace=str(trace), number=0, seconds=2)
     wait_for(lambda: lines(trace))
-    began = time.monotonic()
     assert jobs.stop() == 0
-    assert time.monotonic() - began < 8
     worker()
     assert wait_for_end(web, job_id)["state"] == "done"
     assert lines(trace) == ["begin 0", "begin 0", "end 0"]
@@ -290,7 +288,7 @@ def test_a_worker_is_lost_with_its_pool(web: Service, worker: StartWorker, tmp_p
     wait_for(lambda: lines(trace))
     (pool,) = jobs.workers()
     os.kill(pool, signal.SIGKILL)
-    assert jobs.process.wait(10) == 1
+    assert jobs.ended() == 1
     assert jobs.says("the compute pool ended")
     worker()
     assert wait_for_end(web, job_id)["state"] == "done"
@@ -318,7 +316,7 @@ def all_done(web: Service, trace: Path, ids: list[str], most_repeated: int) -> N
     begun = sum(line.startswith("begin") for line in lines(trace))
     assert len(ended) == len(ids)
     assert begun <= len(ids) + most_repeated, Counter(lines(trace)).most_common(10)
-    wait_for(lambda: all(job(web, job_id)["state"] == "done" for job_id in ids), 10)
+    wait_for(lambda: all(job(web, job_id)["state"] == "done" for job_id in ids))
 
 
 def test_no_job_is_lost_when_workers_are_killed_every_second(
@@ -384,9 +382,7 @@ def test_the_service_is_well_without_redis(
         wait_for(lambda: web.request("POST", "/primes/10").status == 202)
         redis.process.send_signal(signal.SIGSTOP)
     for method, path in (("POST", "/primes/10"), ("GET", f"/jobs/{'0' * 32}")):
-        began = time.monotonic()
         response = web.request(method, path)
-        assert time.monotonic() - began < 3
         assert response.status == 503
         assert "the job queue" in response.json()["detail"]
         assert "Retry-After" in response.headers
@@ -470,7 +466,7 @@ def test_wrong_settings_stop_the_start_with_all_of_them(name: str) -> None:
         env={setting: value for setting, (value, _) in WRONG.items()},
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=HANGS,
         check=False,
     )
     assert result.returncode == 2
@@ -482,7 +478,7 @@ def test_a_port_that_is_taken_stops_the_start(worker: StartWorker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         jobs = worker(wait=False, ADMIN_PORT=port)
-        assert jobs.process.wait(10) == 1
+        assert jobs.ended() == 1
     assert jobs.says(f"ADMIN_PORT={port}")
     assert not jobs.says("Traceback")
 

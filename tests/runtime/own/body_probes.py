@@ -115,3 +115,9 @@ async def http_range(request: web.Request) -> web.Response:
 @routes.get("/body/answer/{size}")
 async def answer(request: web.Request) -> web.Response:
     return web.Response(body=bytes(int(request.match_info["size"])))
+
+
+@routes.get("/body/client")
+async def client(request: web.Request) -> web.Response:
+    said = {"remote": request.remote, "scheme": request.scheme, "host": request.host}
+    return web.json_response(said)

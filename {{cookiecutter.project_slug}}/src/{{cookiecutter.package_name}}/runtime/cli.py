@@ -67,9 +67,12 @@ def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
     pools = 2 if settings.compute_url is None else 1  # as `serve` has them
     web = limits.web_workers(settings, pools=pools)
     compute = limits.compute_workers(settings, pools=pools)
+    concurrency = limits.concurrency(settings, pools=pools)
     found = {
         "web_workers": web.number,
         "web_workers_reason": web.reason,
+        "concurrency": concurrency.number,
+        "concurrency_reason": concurrency.reason,
         "compute_workers": compute.number,
         "compute_workers_reason": compute.reason,
         "preload_seconds": round(loaded.seconds, 3),
@@ -81,6 +84,7 @@ def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
         print(json.dumps(found, indent=2))
         return
     print(f"web workers: {web.number}, because {web.reason}")
+    print(f"requests at work in a web worker: {concurrency.number}, because {concurrency.reason}")
     print(f"compute workers: {compute.number}, because {compute.reason}")
     if loaded.modules:
         print(f"preload: {loaded.memory / 2**20:.0f} MiB in {loaded.seconds:.1f} s, shared by all")

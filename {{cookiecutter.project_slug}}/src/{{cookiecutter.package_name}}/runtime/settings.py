@@ -93,6 +93,17 @@ def folder(text: str) -> Path:
 SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes of a path that the kernel takes
 
 
+def networks_or_hops(text: str) -> str:
+    if re.fullmatch("[1-9][0-9]?", text):
+        return text
+    try:
+        return ",".join(str(ipaddress.ip_network(part.strip())) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            "give networks such as 10.0.0.0/8,fd00::/8, or how many proxies stand in front"
+        ) from None
+
+
 def compute_url(text: str) -> str:
     if text.startswith("unix:/"):
         if len(os.fsencode(text.removeprefix("unix:"))) > SOCKET_PATH:
@@ -157,7 +168,11 @@ class Settings(_Dataclass):
     body_timeout: float = setting(30.0, seconds(0.1))
     write_timeout: float = setting(30.0, seconds(0.1))
     max_connections: int = setting(4096, whole(1, 10**6))
+    max_concurrency: int | None = setting(None, whole(1, 10**6))
     max_body: int = setting(2**20, size)
+
+    trusted_proxies: str | None = setting(None, networks_or_hops)
+    proxy_headers: str = setting("x-forwarded", one_of("x-forwarded", "forwarded"))
 
     log_level: str = setting("info", one_of("debug", "info", "warning", "error", "critical"))
     log_format: str = setting("json", one_of("json", "console"))

@@ -7,13 +7,14 @@ import asyncio
 import gzip
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from ..metrics.exposition import scrape
 from ..settings import Settings
+from . import bounds
 
 PAGE = Path(__file__).with_name("page.html").read_text()
 # what the page does is in it, and it asks nobody but this port
@@ -32,11 +33,14 @@ class Pool(Protocol):
     def trouble(self) -> str: ...  # why it is not ready; empty when it is
 
 
-class Runner(web.AppRunner):
+class Runner(bounds.Runner):
     """Serves the admin application without the ways in by which libraries trace requests.
 
     They hook into every Application; but nobody looks for a trace of a probe or a scrape.
     """
+
+    def __init__(self, app: web.Application, **options: Any) -> None:
+        super().__init__(app, bounds.ADMIN, **options)
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()

@@ -416,7 +416,7 @@ for _class, _methods in (
 
 
 # RFC 3986
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(:[0-9]{0,5})?").fullmatch
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(:[0-9]{0,5})?").fullmatch
 
 
 class Request(web.Request):
@@ -430,7 +430,7 @@ class Request(web.Request):
     @reify
     def url(self) -> URL:
         with blaming("the Host of the request is invalid"):
-            if not _HOST(self.host):
+            if not HOST(self.host):
                 raise ValueError(f"invalid Host: {self.host!r}")
             return URL.build(scheme=self.scheme, authority=self.host).join(self._rel_url)
 

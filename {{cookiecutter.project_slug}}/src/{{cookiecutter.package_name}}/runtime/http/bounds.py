@@ -5,14 +5,15 @@ finds those that are over a bound. Bodies have their own clock (`body.py`).
 """
 
 import asyncio
+import math
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fcntl import ioctl
 from termios import TIOCOUTQ
 from typing import Any
 
-from aiohttp import web
+from aiohttp import web, web_response
 from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
@@ -22,6 +23,8 @@ from aiohttp.web_request import BaseRequest
 from ..metrics.catalogue import CONNECTIONS_CLOSED
 from ..settings import Settings
 from .body import LEAST_RATE, Body
+
+vars(web_response)["SERVER_SOFTWARE"] = "aiohttp"  # `Server` named the versions of all
 
 LOOK = 1.0  # seconds between two looks at all connections
 HEAD = 2**16  # bytes of a request line with all headers
@@ -39,15 +42,21 @@ class Bounds:
     write: float = 30.0
     keepalive: float = 75.0
     connections: int = 4096
+    concurrency: float = math.inf  # requests at work
 
     @classmethod
-    def of(cls, settings: Settings) -> "Bounds":
+    def of(cls, settings: Settings, concurrency: float) -> "Bounds":
+        """
+        Args:
+            concurrency: requests that a worker may have at work.
+        """
         return cls(
             header=settings.header_timeout,
             body=settings.body_timeout,
             write=settings.write_timeout,
             keepalive=settings.keepalive,
             connections=settings.max_connections,
+            concurrency=concurrency,
         )
 
     @property
@@ -59,9 +68,9 @@ class Bounds:
             "read_bufsize": READ_AHEAD,
         }
 
-    def for_admin(self) -> "Bounds":
-        """Probes and scrapes are short, and few clients have a reason to make them."""
-        return replace(self, header=min(self.header, 5.0), write=5.0, keepalive=5.0, connections=64)
+
+# probes and scrapes are short, and few clients have a reason to make them
+ADMIN = Bounds(header=5.0, body=5.0, write=5.0, connections=64)
 
 
 class Guard:
@@ -71,7 +80,7 @@ class Guard:
         self.bounds = bounds
         self._open: set[Connection] = set()
         self._spare: list[Connection] = []  # to close for others, the best one last
-        self._spared = 0.0  # when they were chosen
+        self._none_since = -LOOK  # when there was none
 
     def opened(self, connection: "Connection") -> None:
         """Where there are too many, one that idles goes for it; where none does, the new one."""
@@ -84,11 +93,12 @@ class Guard:
 
     def _make_room(self, connection: "Connection") -> None:
         now = connection.quiet_since
-        if not self._spare and now - self._spared > LOOK:
-            self._spared = now
+        if not self._spare and now - self._none_since >= LOOK:
             self._spare = [c for c in self._open if c.idle and c is not connection]
             # those that have never made a request before those that were quiet for longest
             self._spare.sort(key=lambda c: (c.requests == 0, -c.quiet_since))
+            if not self._spare:
+                self._none_since = now
         while self._spare:
             spare = self._spare.pop()
             if spare in self._open and spare.idle:
@@ -175,14 +185,13 @@ class Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():  # no request is at work, and none is whole
-            self._part_of_a_head(len(data))
-        elif self._head_since:
-            self._head_since, self._head_size = 0.0, 0
         body = self.body
         if body is not None and not body.source.is_eof():
             self._part_of_a_body(body, len(data))
+        elif not self._request_in_progress and not self._messages:
+            self._part_of_a_head(len(data))
+        elif self._head_since:
+            self._head_since, self._head_size = 0.0, 0
 
     def _part_of_a_head(self, size: int) -> None:
         if not size:
@@ -232,6 +241,7 @@ class Connection(RequestHandler):
     def abort(self, reason: str) -> None:
         """Close without a word, and without what is left to be written."""
         self.closing(reason)
+        self.guard.closed(self)  # it no longer counts, though it takes a turn of the loop
         self.force_close()
         self._wire.abort()
 
@@ -254,3 +264,47 @@ class Connection(RequestHandler):
             self._leftovers, self._leftovers_since = 0, now
         elif now - self._leftovers_since > LEFTOVERS_SECONDS:
             self.abort("leftovers")
+
+
+class Server(web.Server):
+    """aiohttp's server, with our connections."""
+
+    def __init__(self, stock: web.Server, guard: Guard, **options: Any) -> None:
+        """
+        Args:
+            stock: aiohttp's, whose place it takes.
+            options: what is not as in `stock`.
+        """
+        given = {
+            "request_factory": stock.request_factory,
+            "handler_cancellation": stock.handler_cancellation,
+            "loop": stock._loop,
+            **stock._kwargs,
+            "auto_decompress": False,  # a Body does it
+        }
+        super().__init__(stock.request_handler, **(given | options))
+        self.guard = guard
+
+    def __call__(self) -> Connection:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+
+class Runner(web.AppRunner):
+    """aiohttp's runner of an Application, with a guard over its connections."""
+
+    def __init__(self, app: web.Application, bounds: Bounds, **options: Any) -> None:
+        super().__init__(app, **bounds.options, **options)
+        self.guard = Guard(bounds)
+        self._watch: asyncio.Task[None] | None = None
+
+    async def setup(self) -> None:
+        await super().setup()
+        self._watch = asyncio.create_task(self.guard.watch())
+
+    async def cleanup(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        await super().cleanup()
+
+    async def _make_server(self) -> web.Server:
+        return Server(await super()._make_server(), self.guard)

@@ -31,10 +31,12 @@ from ..compute.registry import RefusedError
 from ..metrics import values
 from . import body as bodies
 from . import bounds, recording
+from .proxies import Proxies
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID = istr("X-Request-ID")
+CONTENT_TYPE_OPTIONS = istr("X-Content-Type-Options")
 TRACEPARENT = istr("traceparent")
 PROBLEM = "application/problem+json"
 
@@ -139,6 +141,7 @@ class Request(bodies.Request):
         record: logs.Record = writer.record
         headers = response.headers
         headers[REQUEST_ID] = record.id
+        headers.setdefault(CONTENT_TYPE_OPTIONS, "nosniff")
         if not record.status:
             record.series = recording.series(self)
             writer.response = response
@@ -155,7 +158,7 @@ def _hooked(request_class: Any) -> Any:
     return type(request_class.__name__, (Request, request_class), {})
 
 
-def _request_factory(app: Any) -> Callable[..., web.Request]:
+def _request_factory(app: Any, proxies: Proxies | None) -> Callable[..., web.Request]:
     loop, size, fields = app._loop, app._client_max_size, app._client_max_fields
     given: Any = app._make_request
 
@@ -185,7 +188,11 @@ def _request_factory(app: Any) -> Callable[..., web.Request]:
         )
 
     own = getattr(given, "__func__", None) is Application._make_request
-    return make if own else make_as_given
+    factory: Callable[..., web.Request] = make if own else make_as_given
+    if proxies is None:
+        return factory
+    see_through = proxies.see_through
+    return lambda *arguments: see_through(factory(*arguments))
 
 
 class Connection(bounds.Connection):
@@ -222,6 +229,8 @@ class Connection(bounds.Connection):
             request_handler = bodies.admitting(request_handler, self.server.resolve)
         cells, index = self.server.in_progress
         cells[index] += 1
+        if cells[index] > self.guard.bounds.concurrency:
+            request_handler = _too_busy
         try:
             try:
                 answer = await super()._handle_request(request, start_time, request_handler)
@@ -318,6 +327,12 @@ class Connection(bounds.Connection):
         return response
 
 
+async def _too_busy(request: BaseRequest) -> web.StreamResponse:
+    raise web.HTTPServiceUnavailable(
+        text="too many requests are at work here", headers={hdrs.RETRY_AFTER: "1"}
+    )
+
+
 def _compute_problem(error: ComputeError | RefusedError) -> web.Response:
     headers = {}
     if isinstance(error, RefusedError):
@@ -336,24 +351,23 @@ def _compute_problem(error: ComputeError | RefusedError) -> web.Response:
     )
 
 
-class Server(web.Server):
+class Server(bounds.Server):
     """aiohttp's server of an Application: what its connections have in common."""
 
     closing = False  # every response asks its client to come back on another connection
 
-    def __init__(self, app: web.Application, stock: web.Server, guard: bounds.Guard) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        stock: web.Server,
+        guard: bounds.Guard,
+        proxies: Proxies | None,
+    ) -> None:
         """
         Raises:
             ValueError: when aiohttp knows no such option as one of the Application's handler_args.
         """
-        super().__init__(
-            stock.request_handler,
-            request_factory=_request_factory(app),
-            handler_cancellation=stock.handler_cancellation,
-            loop=stock._loop,
-            **(stock._kwargs | {"auto_decompress": False}),  # a Body does it
-        )
-        self.guard = guard
+        super().__init__(stock, guard, request_factory=_request_factory(app, proxies))
         self.resolve = app.router.resolve
         self.in_progress = values.place("http_requests_in_progress")
         self.connection_closed: Callable[[], None] = lambda: None
@@ -391,22 +405,14 @@ class Server(web.Server):
             await asyncio.wait(handlers, timeout=timeout)
 
 
-class Runner(web.AppRunner):
+class Runner(bounds.Runner):
     """aiohttp's runner of an Application, with all of the above."""
 
-    def __init__(self, app: web.Application, limits: bounds.Bounds) -> None:
-        super().__init__(app, **limits.options, **_logging(app))
-        self._guard = bounds.Guard(limits)
-        self._watch: asyncio.Task[None] | None = None
-
-    async def setup(self) -> None:
-        await super().setup()
-        self._watch = asyncio.create_task(self._guard.watch())
-
-    async def cleanup(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        await super().cleanup()
+    def __init__(
+        self, app: web.Application, limits: bounds.Bounds, proxies: Proxies | None = None
+    ) -> None:
+        super().__init__(app, limits, **_logging(app))
+        self._proxies = proxies
 
     @property
     def server(self) -> Server:
@@ -419,7 +425,8 @@ class Runner(web.AppRunner):
         return self._server
 
     async def _make_server(self) -> Server:
-        return Server(self.app, await super()._make_server(), self._guard)
+        stock = await web.AppRunner._make_server(self)
+        return Server(self.app, stock, self.guard, self._proxies)
 
 
 def _logging(app: Any) -> dict[str, Any]:

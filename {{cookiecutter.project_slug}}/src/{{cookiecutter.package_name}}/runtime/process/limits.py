@@ -16,6 +16,9 @@ from ..settings import Settings
 
 ROOT = Path("/")
 MEMORY_SHARE = 0.8
+IDLE_SHARE = 0.5  # of WORKER_MEMORY, which a worker needs without any request
+BUFFERS = 2**17  # bytes that a request needs besides its body
+LEAST_CONCURRENCY = 16
 UNLIMITED = 2**60  # cgroup v1 says "no limit" with a number near 2**63
 
 
@@ -133,6 +136,29 @@ def web_workers(settings: Settings, root: Path = ROOT, pools: int = 1) -> Count:
     if settings.web_concurrency:
         return Count(settings.web_concurrency, f"WEB_CONCURRENCY is {settings.web_concurrency}")
     return _within_memory(_by_cpu(settings, root), settings, root, pools)
+
+
+def concurrency(settings: Settings, root: Path = ROOT, pools: int = 1) -> Count:
+    """How many requests a web worker may have at work: as many bodies as its memory holds.
+
+    Args:
+        pools: how many there are within the same memory limit.
+    """
+    if settings.max_concurrency:
+        return Count(settings.max_concurrency, f"MAX_CONCURRENCY is {settings.max_concurrency}")
+    workers = web_workers(settings, root, pools).number
+    memory = memory_limit(root) or settings.memory_limit
+    reason = "the memory limit"
+    if memory is None:
+        memory, reason = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine"
+    share = (memory * MEMORY_SHARE - preload.loaded.memory) / pools / workers
+    room = share - settings.worker_memory * IDLE_SHARE
+    number = min(max(int(room / (settings.max_body + BUFFERS)), LEAST_CONCURRENCY), 10**6)
+    return Count(
+        number,
+        f"a worker's {share / 2**20:.0f} MiB of {reason} hold the bodies of {number} requests of "
+        f"MAX_BODY={settings.max_body / 2**20:g} MiB",
+    )
 
 
 def compute_workers(settings: Settings, root: Path = ROOT, pools: int = 1) -> Count:

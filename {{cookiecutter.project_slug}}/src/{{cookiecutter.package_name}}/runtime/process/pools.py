@@ -16,7 +16,7 @@ from aiohttp import web
 
 from .. import preload
 from ..compute import server as compute
-from ..http import admin, bounds, edge
+from ..http import admin, bounds, edge, proxies
 from ..metrics import catalogue, slots
 from ..parts import Parts
 from ..settings import Settings
@@ -45,6 +45,9 @@ def web_pool(
     """
     import_module(settings.event_loop)
     held = contexts(settings)
+    limited = bounds.Bounds.of(settings, limits.concurrency(settings, pools=pools).number)
+    trusted = settings.trusted_proxies
+    seen_through = proxies.Proxies(trusted, settings.proxy_headers) if trusted else None
 
     def load() -> Callable[[Scoreboard], Awaitable[Served]]:
         create_app = parts.load_create_app()
@@ -55,7 +58,7 @@ def web_pool(
             for place, context in enumerate(held):
                 application.cleanup_ctx.insert(place, context)
             return Served(
-                edge.Runner(application, bounds.Bounds.of(settings)),
+                edge.Runner(application, limited, seen_through),
                 admin.create_admin(scoreboard, settings),
             )
 

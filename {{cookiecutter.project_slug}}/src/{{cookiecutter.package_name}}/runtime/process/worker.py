@@ -139,9 +139,7 @@ class WebWorker(Worker):
             why = f"create_app() took longer than WORKER_TIMEOUT={settings.worker_timeout:g}"
             raise TimeoutError(why) from error
         self._runner = served.runner
-        self._admin = admin_port.Runner(
-            served.admin, access_log=None, keepalive_timeout=settings.keepalive, shutdown_timeout=1
-        )
+        self._admin = admin_port.Runner(served.admin, access_log=None, shutdown_timeout=1)
         await self._admin.setup()
         self._server = server = self._runner.server
         listeners: Any = self.sockets

@@ -4,12 +4,13 @@ A worker that takes all that is there at one wake-up gets a whole burst of keep-
 [8,0,0,0] on four workers. SO_REUSEPORT spreads them, but sends half of the new connections to a
 worker that is blocked. Here all workers watch the one socket, and each takes only so many that it
 leads the one with the fewest by 1 + a sixteenth of its own. One that would lead by more stands
-back for STAND_BACK seconds. If none of those behind it has moved in that time, say because they
-are blocked, it takes one, and twice as many the next time.
+back for STAND_BACK seconds. If none of those behind it has moved in that time, which is to take or
+to lose a connection, say because they are blocked, it takes one, and twice as many the next time.
 
 Connections that come and go need no balance, and would pay dearly for it: what a worker has lost
-it replaces without a look at the others, as long as it lost one within REPLACE_WITHIN seconds; and
-so long it does not mind, after standing back, whether the others have moved.
+it replaces without a look at the others, and without standing back, as long as it lost one within
+REPLACE_WITHIN seconds. It takes no more than that for them: when a proxy closes all connections and
+opens as many, a worker that has seen it first would think itself far behind the others.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from .scoreboard import Scoreboard
 log = logging.getLogger(__name__)
 
 STAND_BACK = 0.01
-REPLACE_WITHIN = 0.02
+REPLACE_WITHIN = 0.1
 RETRY_AFTER = 1.0  # seconds until there may be file descriptors again
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -48,7 +49,9 @@ class Acceptor:
         self._open = 0
         self._lost = 0  # closed, and not replaced yet
         self._last_lost = 0.0
-        self._stood_back = 0, 0  # with how many connections, and how many those behind had
+        self._stands_back = False
+        self._behind: list[int] = []  # rows of those with fewer connections, and their moves
+        self._moves = 0
         self._helping = 0  # how many to take after standing back
         self._timer: asyncio.TimerHandle | None = None
         self._opening: dict[asyncio.Task[None], socket.socket] = {}
@@ -74,6 +77,10 @@ class Acceptor:
         self._lost += 1
         self._last_lost = self._loop.time()
         self._scoreboard.set_connections(self._row, self._open)
+        if self._stands_back and self._timer is not None:
+            self._stands_back = False
+            self._timer.cancel()
+            self.start()
 
     def _replaces(self) -> bool:
         return self._loop.time() - self._last_lost < REPLACE_WITHIN
@@ -86,8 +93,9 @@ class Acceptor:
         if room > 0:
             self._take(room)
         else:
-            behind = self._scoreboard.others_up_to(self._open, self._row)
-            self._stood_back = self._open, behind
+            self._behind = self._scoreboard.behind(self._open, self._row)
+            self._moves = self._scoreboard.moves(self._behind)
+            self._stands_back = True
             self._pause(STAND_BACK)
 
     def _pause(self, seconds: float) -> None:
@@ -96,9 +104,10 @@ class Acceptor:
 
     def _resume(self) -> None:
         self.start()
-        mine, behind = self._stood_back
-        moved = self._scoreboard.others_up_to(mine, self._row) > behind
-        if not moved or self._replaces():
+        if not self._stands_back:
+            return
+        self._stands_back = False
+        if self._scoreboard.moves(self._behind) == self._moves:
             self._helping = self._helping * 2 or 1
             self._take(self._helping)
         else:

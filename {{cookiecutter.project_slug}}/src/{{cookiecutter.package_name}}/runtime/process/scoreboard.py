@@ -27,10 +27,11 @@ class Scoreboard:
     """Rows of workers, and whether the whole pool is shutting down."""
 
     def __init__(self) -> None:
-        cells = memoryview(mmap.mmap(-1, 4 * (2 * ROWS + 2))).cast("i")
+        cells = memoryview(mmap.mmap(-1, 4 * (3 * ROWS + 2))).cast("i")
         self._states = cells[:ROWS]
         self._connections = cells[ROWS : 2 * ROWS]
-        self._pool = cells[2 * ROWS :]  # shutting down, number of rows in use so far
+        self._moves = cells[2 * ROWS : 3 * ROWS]
+        self._pool = cells[3 * ROWS :]  # shutting down, number of rows in use so far
 
     @property
     def shutting_down(self) -> bool:
@@ -70,17 +71,19 @@ class Scoreboard:
 
     def set_connections(self, row: int, number: int) -> None:
         self._connections[row] = number
+        self._moves[row] = self._moves[row] + 1 & 0x7FFFFFFF
 
     def fewest_connections(self) -> int:
         """Of the serving worker that has the fewest; 0 where none serves."""
         return min((self._connections[row] for row in self._serving()), default=0)
 
-    def others_up_to(self, most: int, row: int) -> int:
-        """Of all serving workers but this one, none counted with more than `most` connections.
+    def behind(self, connections: int, row: int) -> list[int]:
+        """Rows of the other serving workers that have fewer."""
+        return [r for r in self._serving() if r != row and self._connections[r] < connections]
 
-        It grows when a worker that has fewer takes one.
-        """
-        return sum(min(self._connections[r], most) for r in self._serving() if r != row)
+    def moves(self, rows: list[int]) -> int:
+        """How often these have taken or lost connections so far."""
+        return sum(self._moves[row] for row in rows)
 
     def _serving(self) -> Iterator[int]:
         return (row for row in range(self._pool[1]) if self._states[row] == State.SERVING)

@@ -28,6 +28,12 @@ def test_process_model_at_length(equipped: Callable[..., Path]) -> None:
     print(runtime_tests(equipped(), "test_process_model.py", "-n0", "--timeout=600"))
 
 
+@pytest.mark.skipif(not os.environ.get("SOAK"), reason="only in make soak")
+@pytest.mark.timeout(3600)
+def test_faults_at_length(equipped: Callable[..., Path]) -> None:
+    print(runtime_tests(equipped(**RICHEST), "test_soak.py", "-n0"))
+
+
 def runtime_tests(project: Path, *arguments: str) -> str:
     """What the runtime's tests say of this project; they must pass."""
     python = project / ".venv" / "bin" / "python"

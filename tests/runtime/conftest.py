@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from overlay import CODE, HAS_JOBS, PACKAGE
 
-collect_ignore = [] if HAS_JOBS else ["test_jobs.py", "test_job_alerts.py"]
+collect_ignore_glob = [] if HAS_JOBS else ["test_job*"]
+pytest_plugins = ["job_kit"] if HAS_JOBS else []
 SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 HANGS = 60.0  # seconds: no test asks how fast anything is, only whether it comes at all

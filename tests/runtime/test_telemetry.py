@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -321,19 +320,6 @@ def answers(service: Service) -> bool:
     with suppress(OSError):
         return service.get("/").status == 200
     return False
-
-
-def test_a_folder_that_vanishes(start: Start) -> None:
-    service = start()
-    shutil.rmtree(service.folder())
-    ask_for_many_series(service)
-    assert_degraded(service)
-    old = service.workers()[0]
-    os.kill(old, signal.SIGKILL)
-    wait_for(lambda: old not in service.workers() and len(service.workers()) == 2)
-    ask_for_many_series(service)
-    assert_degraded(service)
-    assert service.stop() == 0
 
 
 def test_a_read_only_folder_is_a_wrong_setting(start: Start, small_disk: Path) -> None:

@@ -68,6 +68,7 @@ def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
     web = limits.web_workers(settings, pools=pools)
     compute = limits.compute_workers(settings, pools=pools)
     concurrency = limits.concurrency(settings, pools=pools)
+    files = limits.open_files()
     found = {
         "web_workers": web.number,
         "web_workers_reason": web.reason,
@@ -75,6 +76,8 @@ def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
         "concurrency_reason": concurrency.reason,
         "compute_workers": compute.number,
         "compute_workers_reason": compute.reason,
+        "open_files": files.number,
+        "open_files_reason": files.reason,
         "preload_seconds": round(loaded.seconds, 3),
         "preload_bytes": loaded.memory,
         "settings": settings.as_json(),
@@ -86,6 +89,7 @@ def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
     print(f"web workers: {web.number}, because {web.reason}")
     print(f"requests at work in a web worker: {concurrency.number}, because {concurrency.reason}")
     print(f"compute workers: {compute.number}, because {compute.reason}")
+    print(f"open files of each process: {_files(files)}")
     if loaded.modules:
         print(f"preload: {loaded.memory / 2**20:.0f} MiB in {loaded.seconds:.1f} s, shared by all")
     print("settings:")
@@ -93,6 +97,10 @@ def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
         print(f"  {name}={'' if value is None else value}")
     for name, meant in settings.suspects().items():
         print(f"nothing reads the variable {name}: is it meant to be {meant}?")
+
+
+def _files(count: limits.Count) -> str:
+    return f"{count.number or 'any number'}, because {count.reason}"
 
 
 def _preload(parts: Parts) -> preload.Loaded:
@@ -125,11 +133,16 @@ def runtime_folder(settings: Settings) -> Iterator[Path]:
         )
     for variable, meant in settings.suspects().items():
         log.warning("nothing reads the variable %s: is it meant to be %s?", variable, meant)
+    files = limits.open_files()
+    limits.raise_open_files()
+    log.info("open files of each process (a connection is one, so is a task): %s", _files(files))
     given = settings.prometheus_multiproc_dir
     try:
         if given is None:
             parent = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
-            folder = Path(tempfile.mkdtemp(prefix=f"{PACKAGE}-", dir=parent))
+            prefix = f"{PACKAGE}-"
+            slots.remove_dead(Path(parent or tempfile.gettempdir()), prefix)
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         else:
             folder = given
             folder.mkdir(parents=True, exist_ok=True)

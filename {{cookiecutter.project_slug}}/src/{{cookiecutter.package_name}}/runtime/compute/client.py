@@ -7,6 +7,7 @@ they are idle, and not before: the kernel's accept queue is the queue of tasks.
 import asyncio
 import errno
 import json
+import logging
 import select
 import socket
 import time
@@ -27,6 +28,8 @@ from . import registry
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 0.03  # seconds for a TCP connection to be accepted by the kernel at the other end
 
@@ -120,6 +123,7 @@ class _TcpSocket(socket.socket):
 
 # what takes the name of a task and its arguments as JSON to a pool; gives a status and the answer
 _pool: Callable[[str, bytes], Awaitable[tuple[int, Any]]] | None = None
+_down = False  # whether nobody was there the last time
 
 
 def context(settings: Settings) -> Callable[[web.Application], AsyncIterator[None]]:
@@ -201,12 +205,22 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         RefusedError: when the task raised it.
         TypeError: when the arguments do not fit the task.
     """
+    global _down
     called = registry.find(task)
     body = json.dumps(called.arguments(*args, **kwargs), allow_nan=False).encode()
     name = called.name
     if _pool is None:
         raise PoolDownError(f"{name}: this process has no pool; set COMPUTE_URL")
-    status, answer = await _pool(name, body)
+    try:
+        status, answer = await _pool(name, body)
+    except PoolDownError as error:
+        if not _down:
+            _down = True
+            log.error("no compute pool, tasks get 503 until it is back: %s", error)
+        raise
+    if _down:
+        _down = False
+        log.error("the compute pool is back")
     match status:
         case 200:
             return answer["result"]  # type: ignore[no-any-return]

@@ -227,9 +227,9 @@ class Connection(bounds.Connection):
         self._working = writer
         if isinstance(request._payload, bodies.Body):
             request_handler = bodies.admitting(request_handler, self.server.resolve)
-        cells, index = self.server.in_progress
-        cells[index] += 1
-        if cells[index] > self.guard.bounds.concurrency:
+        place = self.server.in_progress
+        place.cells[place.index] += 1
+        if place.cells[place.index] > self.guard.bounds.concurrency:
             request_handler = _too_busy
         try:
             try:
@@ -244,7 +244,7 @@ class Connection(bounds.Connection):
             record.aborted = self._culprit(writer, cut=True, error=error)
             raise
         finally:
-            cells[index] -= 1
+            place.cells[place.index] -= 1
             self._working = None
             recording.finish(record, request, writer.body_size(whole=not record.aborted))
             writer.response = None  # no circle of references stays

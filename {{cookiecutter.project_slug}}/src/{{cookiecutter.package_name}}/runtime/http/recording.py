@@ -31,7 +31,7 @@ class Series:
         REQUEST_SECONDS.labels(method, route)
         name = "http_request_duration_seconds"
         self.labels = method, route
-        self._statuses: dict[int | str, tuple[memoryview[float], int]] = {}
+        self._statuses: dict[int | str, values.Place] = {}
         self._sum = values.place(f"{name}_sum", method, route)
         self._buckets = [
             values.place(f"{name}_bucket", method, route, floatToGoString(bound))
@@ -40,18 +40,18 @@ class Series:
 
     def count(self, status: int | str) -> None:
         try:
-            cells, index = self._statuses[status]
+            place = self._statuses[status]
         except KeyError:
             labels = *self.labels, str(status)
             REQUESTS.labels(*labels)
-            cells, index = self._statuses[status] = values.place("http_requests_total", *labels)
-        cells[index] += 1
+            place = self._statuses[status] = values.place("http_requests_total", *labels)
+        place.cells[place.index] += 1
 
     def observe(self, seconds: float) -> None:
-        cells, index = self._buckets[bisect_left(BOUNDS, seconds)]
-        cells[index] += 1
-        cells, index = self._sum
-        cells[index] += seconds
+        place = self._buckets[bisect_left(BOUNDS, seconds)]
+        place.cells[place.index] += 1
+        place = self._sum
+        place.cells[place.index] += seconds
 
 
 _by_route: dict[AbstractRoute, Series] = {}  # of the routes that have one method

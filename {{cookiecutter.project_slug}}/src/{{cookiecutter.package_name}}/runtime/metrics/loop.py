@@ -4,10 +4,12 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable
+from itertools import count
 
-from . import asked, catalogue, slots
+from . import asked, catalogue, slots, values
 
 TICK = 0.1  # seconds
+HEAL = 10  # ticks
 WINDOW = 30.0  # seconds; a scrape sees the worst of this window and of the one before
 
 
@@ -31,7 +33,9 @@ async def watch(connections: Callable[[], int], requests: Callable[[], int]) -> 
     runs = [0.0] * len(generations)
     worst, worst_before, window = 0.0, 0.0, time.perf_counter()
     before, used = time.perf_counter(), time.thread_time()
-    while True:
+    for tick in count():
+        if tick % HEAL == 0:
+            values.heal()
         shown.set(connections())
         so_far = requests()
         came.inc(so_far - counted)

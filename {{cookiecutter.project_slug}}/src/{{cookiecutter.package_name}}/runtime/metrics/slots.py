@@ -16,6 +16,7 @@ import re
 import shutil
 import struct
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LOCK_FILE = "slots.lock"
 MAX_SLOTS = 4096
+JUST_MADE = 60.0  # seconds
 COUNTS = "counts"  # a slot's files: what its next holder goes on with,
 LAST = "last"  # what stays until there is a next holder,
 GAUGES = "gauges"  # and what ends with its holder
@@ -31,17 +33,18 @@ KEYS, CELLS, ASKED = ".keys", ".cells", ".asked"
 FILE = re.compile(rf"({COUNTS}|{LAST}|{GAUGES})_(\d+)({KEYS}|{CELLS}|{ASKED})").fullmatch
 STOCK = ".db"  # prometheus_client's own files, of a child process that knows nothing of ours
 LOST = "degraded"  # a file that is there once a process counts where no scrape sees it
-ROOM = "PROMETHEUS_MULTIPROC_DIR must have room, and stay; restart when it does"
+ROOM = "PROMETHEUS_MULTIPROC_DIR must have room, and stay"
 
 _folder = Path()
 _lock_fd = -1
 _slot: int | None = None
+_sign = 0  # the inode of the file where we hold our slot too, since the first was removed
 _lost = mmap.mmap(-1, 1)  # shared with all forks, for where there is no room for LOST
 
 
 def _forget() -> None:
-    global _slot
-    _slot = None
+    global _slot, _sign
+    _slot, _sign = None, 0
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -91,6 +94,20 @@ def install(folder: Path) -> None:
                 if FILE(file.name) or file.name == LOST or file.suffix == STOCK:
                     file.unlink()
             _unlock(0, MAX_SLOTS)
+
+
+def remove_dead(parent: Path, prefix: str) -> None:
+    """Remove the folders of runs that were killed as a whole: nobody holds a slot in them."""
+    for path in parent.glob(f"{prefix}*/{LOCK_FILE}"):
+        with suppress(OSError):  # somebody lives there, or it is not ours
+            if time.time() - path.stat().st_mtime < JUST_MADE:
+                continue  # its run may not have leased a slot yet
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.parent)
+            finally:
+                os.close(fd)
 
 
 def join(folder: Path) -> None:
@@ -171,6 +188,34 @@ def lose(why: object, remedy: str = ROOM) -> None:
     with suppress(OSError):
         (_folder / LOST).touch()  # for processes that are no forks of ours
     log.error("metrics are incomplete from now on, requests are not affected: %s; %s", why, remedy)
+
+
+def recover(how: str) -> None:
+    """Say that a scrape shows all again; whoever finds that it does not says so again."""
+    with suppress(OSError):
+        (_folder / LOST).unlink(missing_ok=True)
+    if _lost[0]:
+        _lost[0] = 0
+        log.error("metrics are complete again: %s", how)
+
+
+def restore() -> None:
+    """Make the folder and the file of locks anew, where somebody has removed them.
+
+    Slots are still leased in the file that was removed, which is there for as long as its
+    processes are; the new one shows other runs that somebody lives here.
+
+    Raises:
+        OSError: when that cannot be done.
+    """
+    global _sign
+    _folder.mkdir(parents=True, exist_ok=True)
+    path = _folder / LOCK_FILE
+    if path.exists() and path.stat().st_ino in (os.fstat(_lock_fd).st_ino, _sign):
+        return
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # never closed: see above
+    _sign = os.fstat(fd).st_ino
+    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot())
 
 
 def losing() -> bool:

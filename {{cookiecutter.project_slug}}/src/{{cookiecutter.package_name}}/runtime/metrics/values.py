@@ -11,6 +11,7 @@ time, and what was understood of them once stays right.
 
 import errno
 import json
+import logging
 import mmap
 import os
 import struct
@@ -26,6 +27,7 @@ from prometheus_client.samples import Exemplar
 
 from . import slots
 
+CALM = 5  # calls of heal: so late a scrape may find out what is well again
 PAGE = max(4 * 4096, mmap.ALLOCATIONGRANULARITY)
 CELLS_PER_PAGE = PAGE // 8
 PARENT = "METRICS_FOLDER"  # in the environment of children: where their parent counts
@@ -33,10 +35,14 @@ TIME = "time"  # the mode of the number that says when one of mode mostrecent wa
 GONE = struct.pack("Q", 0x7FF8_676F_6E65_0000)  # of a series that was removed: a NaN of our own
 (NOTHING,) = struct.unpack("d", GONE)
 
+log = logging.getLogger(__name__)
+
 _files: dict[str, "_Files"] = {}
 _values: WeakValueDictionary[int, "Value"] = WeakValueDictionary()  # all, the oldest first
 _ages = count()
 _by_sample: WeakValueDictionary[tuple[str, ...], "Value"] = WeakValueDictionary()
+_aside: WeakSet["Value"] = WeakSet()  # those that count where no scrape sees it
+_calm = 0
 _lock = Lock()
 exemplars: dict[bytes, Exemplar] = {}  # the last of each number that this process has, by key
 
@@ -60,6 +66,7 @@ def _after_fork() -> None:
     _lock = Lock()
     _files.clear()
     exemplars.clear()
+    _aside.clear()
     for value in list(_values.values()):
         value._cells = None
 
@@ -91,6 +98,8 @@ class _Files:
         self._places = {line: place for place, line in enumerate(lines)}
         self._inherited = set(lines)
         self._pages: list[memoryview[float]] = []
+        while len(self._pages) * CELLS_PER_PAGE < len(lines):
+            self._pages.append(self._map(len(self._pages) * PAGE))
 
     def cell(self, key: bytes) -> "tuple[memoryview[float], int]":
         """The page that has the number of this key, and its index there.
@@ -113,12 +122,33 @@ class _Files:
         self._inherited.discard(key)
         return inherited
 
+    def removed(self) -> bool:
+        """Whether somebody has removed a file of the pair, or replaced it."""
+        try:
+            there = self._keys.stat().st_ino, self._cells.stat().st_ino
+        except FileNotFoundError:
+            return bool(self._pages)
+        return bool(self._pages) and self._inodes != there
+
+    def restore(self) -> None:
+        """Make the files anew, with all that was in them: the numbers are in memory still.
+
+        Raises:
+            OSError: when there is no room for them.
+        """
+        for path in (self._keys, self._cells):
+            path.unlink(missing_ok=True)
+        _append(self._cells, b"".join(map(bytes, self._pages)))
+        _append(self._keys, b"".join(line + b"\n" for line in self._places))
+        self._pages = [self._map(place * PAGE) for place in range(len(self._pages))]
+
     def _map(self, start: int) -> "memoryview[float]":
         missing = start + PAGE - (self._cells.stat().st_size if self._cells.exists() else 0)
         if missing > 0:
             _append(self._cells, bytes(missing))
         fd = os.open(self._cells, os.O_RDWR | os.O_CLOEXEC)
         try:
+            self._inodes = self._keys.stat().st_ino, os.fstat(fd).st_ino
             return memoryview(mmap.mmap(fd, PAGE, offset=start)).cast("d")
         finally:
             os.close(fd)
@@ -140,13 +170,55 @@ def _private() -> "tuple[memoryview[float], int]":
     return memoryview(bytearray(8)).cast("d"), 0
 
 
-def place(sample: str, *labels: str) -> "tuple[memoryview[float], int]":
-    """Where this process keeps a number, for code that only one thread of it ever runs.
+class Place:
+    """Where this process keeps a number: `place.cells[place.index]`."""
+
+    __slots__ = ("cells", "index")
+    cells: "memoryview[float]"
+    index: int
+
+
+def place(sample: str, *labels: str) -> Place:
+    """The place of a number, for code that only the thread of `heal` ever runs.
 
     That code needs no lock to add to it, which halves what it costs. Not to be kept over a fork.
     """
-    value = _by_sample[sample, *labels]
-    return value._cells or value._bind(), value._index
+    return _by_sample[sample, *labels]._at()
+
+
+def heal() -> None:
+    """Count where a scrape sees it again, as far as we did not: call it every second.
+
+    What found no room, or no file descriptor, was kept aside; what was in files that somebody has
+    removed is in memory still.
+    """
+    global _calm
+    if not slots.installed():
+        return
+    restored = []
+    try:
+        for kind, files in _files.items():
+            if files.removed():
+                slots.restore()
+                files.restore()
+                restored.append(kind)
+    except OSError as error:
+        slots.lose(error)
+    for value in list(_values.values()) if restored else ():
+        if value._kind in restored and value not in _aside:
+            value._start(_files[value._kind], again=True)
+    aside = list(_aside)
+    for value in aside:
+        value._move()
+        if value in _aside:
+            return  # still no room
+    if restored:
+        log.error("somebody has removed files of metrics (%s): made anew", ", ".join(restored))
+    if aside or restored:
+        _calm = CALM
+    if _calm:
+        _calm -= 1
+        slots.recover(f"numbers kept aside and counted now: {len(aside)}")
 
 
 class Value:
@@ -178,6 +250,7 @@ class Value:
         self._key = json.dumps(self._line).encode()
         self._cells: memoryview[float] | None = None
         self._index = 0
+        self._place: Place | None = None
         self._bind()
         _values[next(_ages)] = self
         _by_sample[name, *labelvalues] = self
@@ -189,21 +262,41 @@ class Value:
                     raise LookupError
                 files = _files.get(self._kind) or _files.setdefault(self._kind, _Files(self._kind))
                 self._start(files)
-            except (LookupError, OSError) as error:
-                if isinstance(error, OSError):
-                    slots.lose(error)
+                _aside.discard(self)
+                lost = None
+            except LookupError:
                 self._start(None)
-            assert self._cells is not None
-            return self._cells
+                lost = None
+            except OSError as error:
+                self._start(None)
+                _aside.add(self)
+                lost = error
+        if lost is not None:  # without the lock, as a log line may be counted
+            slots.lose(lost)
+        assert self._cells is not None
+        return self._cells
 
-    def _start(self, files: _Files | None) -> None:
-        """Find the cell, and note what is in it before this process counts in it."""
+    def _at(self) -> Place:
+        if self._place is None:
+            self._place = Place()
+        self._place.cells, self._place.index = self._cells or self._bind(), self._index
+        return self._place
+
+    def _start(self, files: _Files | None, *, again: bool = False) -> None:
+        """Find the cell, and note what is in it before this process counts in it.
+
+        Args:
+            again: whether it has counted in it already.
+        """
         cells, index = _private() if files is None else files.cell(self._key)
         inherits = files is not None and files.inherits(self._key)
-        if is_gone(cells[index]):
-            cells[index], inherits = 0.0, False
-        self._inherited = cells[index] if inherits else None
+        if not again:
+            if is_gone(cells[index]):
+                cells[index], inherits = 0.0, False
+            self._inherited = cells[index] if inherits else None
         self._cells, self._index = cells, index
+        if self._place is not None:
+            self._place.cells, self._place.index = cells, index
 
     def _move(self) -> None:
         """Go on in a cell of the folder that has been installed."""
@@ -247,9 +340,10 @@ class Value:
 class _Extreme(Value):
     """A gauge that is the least or the largest of what processes had, the dead ones included."""
 
-    def _start(self, files: _Files | None) -> None:
-        super()._start(files)
-        self._own = 0.0
+    def _start(self, files: _Files | None, *, again: bool = False) -> None:
+        super()._start(files, again=again)
+        if not again:
+            self._own = 0.0
 
     def inc(self, amount: float) -> None:
         self.set(self.get() + amount)
@@ -269,8 +363,8 @@ class _Extreme(Value):
 class _Recent(Value):
     """A gauge that is what was set last, in whichever process; not shown until it is set."""
 
-    def _start(self, files: _Files | None) -> None:
-        super()._start(files)
+    def _start(self, files: _Files | None, *, again: bool = False) -> None:
+        super()._start(files, again=again)
         self._inherited = None
         key = json.dumps([self._line[0], TIME, *self._line[2:]]).encode()
         self._times, self._time_index = _private() if files is None else files.cell(key)

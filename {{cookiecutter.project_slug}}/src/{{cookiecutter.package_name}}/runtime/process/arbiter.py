@@ -13,7 +13,8 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 from gunicorn import glogging, sock
 from gunicorn.app.base import BaseApplication
@@ -24,7 +25,7 @@ from prometheus_client import Counter, Gauge
 
 from .. import preload
 from ..clock import Clock
-from ..metrics import slots
+from ..metrics import slots, values
 from ..metrics.catalogue import WORKER_INFO
 from ..parts import Parts
 from ..settings import Settings
@@ -127,6 +128,7 @@ class Launcher(Arbiter):
         self.companion_pid = 0
         self.next_companion = 0.0
         self.parent = parent
+        self.socket_lost = False
         # gunicorn's are the class's: a companion would find its parent's in them
         vars(self).update(WORKERS={}, LISTENERS=[])
         super().__init__(app)
@@ -212,6 +214,8 @@ class Launcher(Arbiter):
         for worker in serving[: max(len(serving) - self.num_workers, 0)]:
             reason = "recycled" if worker in stale else "scaled_down"
             self.tell_to_go(worker, reason, signal.SIGTERM)
+        self.watch_socket()
+        values.heal()
         self.manage_companion()
 
     def follow_limits(self) -> None:
@@ -247,6 +251,27 @@ class Launcher(Arbiter):
         life.leaving = life.leaving or reason
         life.deadline = self.clock.now + self.app.pool.budget + KILL_AFTER
         os.kill(int(worker.pid), number)
+
+    def watch_socket(self) -> None:
+        """Listen anew where somebody has removed our unix socket: nobody finds the workers then."""
+        listeners: Any = self.LISTENERS
+        for place, old in enumerate(listeners):
+            if not isinstance(old, sock.UnixSocket) or Path(old.cfg_addr).is_socket():
+                continue
+            path, logger = Path(old.cfg_addr), cast(Any, self.log)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                listeners[place] = sock.UnixSocket(str(path), self.cfg, logger)
+            except OSError as error:
+                if not self.socket_lost:
+                    log.error("%s was removed, and cannot be made anew: %s", path, error)
+                self.socket_lost = True
+                self.app.pool.workers.labels("live").set(0)  # as nobody can reach them
+                return
+            old.sock.close()  # the workers have it until they go
+            self.socket_lost = False
+            self.generation += 1
+            log.error("%s was removed: made anew, with new workers", path)
 
     # --- reload
 

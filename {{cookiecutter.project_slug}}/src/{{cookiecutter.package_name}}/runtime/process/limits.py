@@ -7,6 +7,7 @@ the tightest value counts: a pod's limit may stand above the container's. A path
 
 import math
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -168,3 +169,19 @@ def compute_workers(settings: Settings, root: Path = ROOT, pools: int = 1) -> Co
             settings.compute_concurrency, f"COMPUTE_CONCURRENCY is {settings.compute_concurrency}"
         )
     return _within_memory(_by_cpu(settings, root), settings, root, pools)
+
+
+def open_files() -> Count:
+    """How many files a process may open once `raise_open_files` was called; 0 for any number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return Count(0 if soft == hard else soft, "the hard limit is none")
+    raised = "" if soft == hard else f", to which the soft one of {soft} is raised"
+    return Count(hard, f"that is the hard limit{raised}")
+
+
+def raise_open_files() -> None:
+    """Allow each process from now on as many open files as it may allow itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -82,7 +83,11 @@ class Standalone:
         await runner.setup()
         host, port, code = self.settings.admin_host, self.settings.admin_port, 0
         try:
-            await web.TCPSite(runner, host, port).start()
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            # as gunicorn's: :: is every address of IPv4 too, where asyncio would leave it out
+            both = host == "::"
+            listener = socket.create_server((host, port), family=family, dualstack_ipv6=both)
+            await web.SockSite(runner, listener).start()
         except OSError as error:
             log.error("cannot listen on ADMIN_HOST=%s, ADMIN_PORT=%d: %s", host, port, error)
             self.stop.set()

@@ -9,7 +9,7 @@ from typing import Any
 
 from gunicorn.workers.sync import SyncWorker
 
-from ..metrics import asked
+from ..metrics import asked, values
 from .scoreboard import Scoreboard, State
 from .worker import ready_for_signals, show_state
 
@@ -20,6 +20,10 @@ class TaskWorker(SyncWorker):
     row: int  # on the scoreboard; the arbiter sets both before the fork
     scoreboard: Scoreboard
     caller: socket.socket | None = None
+
+    def notify(self) -> None:
+        super().notify()
+        values.heal()
 
     def init_signals(self) -> None:
         super().init_signals()

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import prometheus_client.values
 from prometheus_client.samples import Exemplar

@@ -66,9 +66,9 @@ def test_a_job_worker_finds_back_from_a_connection_that_fell_silent(
     last = enqueue(web, "work", trace=str(trace), number=1, seconds=3)
     wait_for(lambda: "begin 1" in lines(trace), 60)
     firewall.forget()  # while it does one
-    wait_for_end(web, last, 60)
+    wait_for_end(web, last)
     assert job(web, last)["state"] == "done"
-    wait_for_end(web, enqueue(web, "work", trace=str(trace), number=2, seconds=0), 60)
+    wait_for_end(web, enqueue(web, "work", trace=str(trace), number=2, seconds=0))
     assert lines(trace) == [f"{what} {n}" for n in range(3) for what in ("begin", "end")]
     assert jobs.log.read_text().count("no answer within") == 2
     assert jobs.stop() == 0
@@ -136,7 +136,7 @@ def test_what_is_no_job_is_dead_and_the_worker_goes_on(
     send(redis, "XADD", STREAM, "*", "task_id", bare, "enqueue_time", "soon")
     send(redis, "ZADD", f"{QUEUE}:cron:schedule", "1", "nothing")
     job_id = enqueue(web, "work", trace="/dev/null", number=7, seconds=0)
-    assert wait_for_end(web, job_id, 30)["result"] == 7
+    assert wait_for_end(web, job_id)["result"] == 7
     for entry, name in ids.items():
         dead = wait_for_end(web, entry)
         assert dead["state"] == "dead", name
@@ -170,9 +170,9 @@ def test_whoever_writes_to_redis_can_run_tasks_and_nothing_else(
     for number, call in enumerate(calls):
         put(redis, f"{number:032x}", as_job(*call))
     put(redis, "a" * 32, as_job("primes", {"limit": 10}))
-    assert wait_for_end(web, "a" * 32, 30)["result"] == 4
+    assert wait_for_end(web, "a" * 32)["result"] == 4
     for number, call in enumerate(calls):
-        assert wait_for_end(web, f"{number:032x}", 30)["state"] == "dead", call
+        assert wait_for_end(web, f"{number:032x}")["state"] == "dead", call
     # and what is kept of a job is read as JSON too
     for key in (f"{QUEUE}:outcome:{'b' * 32}", f"{QUEUE}:outcome:{'c' * 32}"):
         send(redis, "SET", key, PICKLE % bytes(proof))

@@ -25,7 +25,8 @@ from overlay import PACKAGE
 semantics: Any = importlib.import_module(f"{PACKAGE}.semantics")
 
 PATIENCE = 30.0  # seconds for a row
-OWN = {"date", "x-request-id"}
+# ours, or told without versions, on purpose
+OWN = {"date", "server", "x-content-type-options", "x-request-id"}
 PROBLEM = "application/problem+json"
 
 

@@ -40,6 +40,7 @@ PRIVATE = {
         "_client_max_size": "the largest body",
         "_headers": "the head of the request",
         "_match_info": "the route that was found",
+        "_message": "the head as it was parsed",
         "_payload": "the body that is received",
         "_payload_writer": "what writes the response",
         "_prepare_hook": "is called before the head of a response is written",
@@ -86,6 +87,36 @@ PRIVATE = {
     # for streaq, which only projects with a job queue have
     "streaq.worker:Worker": {
         "_cancel_scopes": "what ends the jobs at work",
+        "_read_streams_legacy": "takes entries from Redis before version 8",
+        "_read_streams_max_count": "takes entries from Redis",
+    },
+    "prometheus_client.metrics:": {
+        "_build_full_name": "the name of a metric with its namespace, subsystem and unit",
+    },
+    "prometheus_client.metrics:MetricWrapperBase": {
+        "_child_samples": "the samples of a metric without labels, or of one of its children",
+        "_documentation": "the help text",
+        "_is_observable": "whether it has numbers of its own, or only children",
+        "_labelnames": "the names of its labels",
+        "_labelvalues": "the values of its labels, of a child",
+        "_lock": "held while children come and go",
+        "_metric_init": "makes the numbers",
+        "_metrics": "the children by the values of their labels",
+        "_name": "the name without a suffix",
+        "_type": "counter, gauge and so on",
+    },
+    "prometheus_client.metrics:Gauge": {
+        "_multiprocess_mode": "how the processes' numbers make one",
+        "_value": "the number",
+    },
+    "prometheus_client.metrics:Enum": {
+        "_states": "what it may be",
+    },
+    "prometheus_client.registry:CollectorRegistry": {
+        "_collector_to_names": "the collectors that are registered",
+    },
+    "sys:": {
+        "_getframe": "the place in the code that defines a metric",
     },
     "prometheus_client.values:": {
         "ValueClass": "what every metric makes its numbers of",

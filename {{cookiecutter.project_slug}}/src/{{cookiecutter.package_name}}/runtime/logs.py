@@ -171,7 +171,7 @@ def setup(level: str, log_format: str, *, access: bool) -> None:
     """
     global access_log, _json, _colours
     access_log, _json = access, log_format == "json"
-    _colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    _colours = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     output.take_over()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JSONFormatter() if _json else ConsoleFormatter())

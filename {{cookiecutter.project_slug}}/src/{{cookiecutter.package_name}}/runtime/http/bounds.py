@@ -24,6 +24,16 @@ from ..metrics.catalogue import CONNECTIONS_CLOSED
 from ..settings import Settings
 from .body import LEAST_RATE, Body
 
+REASONS = (
+    "body_timeout",
+    "connections",
+    "header_size",
+    "header_timeout",
+    "leftovers",
+    "write_timeout",
+)
+for reason in REASONS:  # shown from the beginning, as none closed
+    CONNECTIONS_CLOSED.labels(reason)
 vars(web_response)["SERVER_SOFTWARE"] = "aiohttp"  # `Server` named the versions of all
 
 LOOK = 1.0  # seconds between two looks at all connections

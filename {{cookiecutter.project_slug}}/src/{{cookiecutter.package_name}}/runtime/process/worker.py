@@ -220,10 +220,15 @@ class WebWorker(Worker):
     async def _until_quiet(self, limit: float) -> None:
         """Wait for the requests in flight, and for keep-alive clients to send their last one."""
         quiet, seen = 0, -1
-        while self._server._connections and quiet < QUIET_TICKS and self._clock.look() < limit:
-            busy = any(
-                # the flag holds until the last byte is written, though not yet taken by the kernel
-                connection._request_in_progress or transport.get_write_buffer_size()
+        while quiet < QUIET_TICKS and self._clock.look() < limit:
+            opening = any(True for _ in self._acceptor.opening())  # accepted in the last moment
+            if not (opening or self._server._connections):
+                break
+            busy = opening or any(
+                # idle only when the last byte is written, though not yet taken by the kernel
+                connection._request_in_progress
+                or connection._messages
+                or transport.get_write_buffer_size()
                 for connection, transport in self._server._connections.items()
             )
             if busy or self._server.requests_count != seen:

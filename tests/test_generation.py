@@ -156,7 +156,7 @@ def test_starts_and_answers(answers: Answers, installed: Bake, tmp_path: Path) -
             start_new_session=True,
         )
     try:
-        for _ in range(100):
+        for _ in range(600):
             with suppress(URLError):
                 get(f"http://127.0.0.1:{admin}/readyz")
                 break

@@ -242,7 +242,7 @@ def prometheus(folder: Path, service: Service) -> Iterator[Prometheus]:
         )
     try:
         server = Prometheus(port)
-        wait_for(server.ready, 20)
+        wait_for(server.ready)
         yield server
     finally:
         process.terminate()

@@ -203,12 +203,17 @@ def test_is_small(
 
 
 def test_says_what_it_is(engine: str, image: str, bake: Bake) -> None:
-    config = inspect(engine, image)["Config"]
-    revision = run("git", "rev-parse", "HEAD", cwd=bake(**DEFAULT)).strip()
+    project = bake(**DEFAULT)
+    revision = run("git", "rev-parse", "HEAD", cwd=project).strip()
+    again = f"{image}-again"  # all of it out of the engine's cache, but for what it is called
+    run("make", "image", f"TAG={again.partition(':')[2]}", cwd=project)
     prefix = "org.opencontainers.image."
-    labels = {name: config["Labels"][prefix + name] for name in ("title", "version", "revision")}
-    version = image.partition(":")[2]
-    assert labels == {"title": "my-service", "version": version, "revision": revision}
+    for name in (again, image):
+        config = inspect(engine, name)["Config"]
+        version = name.partition(":")[2]
+        labels = {key: config["Labels"][prefix + key] for key in ("title", "version", "revision")}
+        assert labels == {"title": "my-service", "version": version, "revision": revision}
+    output(engine, "rmi", again)
     assert prefix + "source" in config["Labels"]
     assert config["User"] == "10001:10001"
     assert config["Entrypoint"] == ["python", "-m", "my_service"]

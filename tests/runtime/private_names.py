@@ -46,6 +46,7 @@ PRIVATE = {
         "_prepare_hook": "is called before the head of a response is written",
         "_protocol": "the connection of the request",
         "_rel_url": "path and query, as they were sent",
+        "_version": "that of HTTP, in which it is answered",
     },
     "aiohttp.web_response:Response": {
         "_must_be_empty_body": "whether the response has no body whatever its length says",

@@ -61,8 +61,13 @@ def sockets_of_port(port: int) -> set[str]:
 
 
 def sockets_of_path(path: Path) -> set[str]:
+    """Listeners of this path, or in this folder, and what they have accepted."""
     rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-    return {f"socket:[{row[6]}]" for row in rows if row[7:] == [str(path)]}
+    return {
+        f"socket:[{row[6]}]"
+        for row in rows
+        if row[7:] and path in (Path(row[7]), Path(row[7]).parent)
+    }
 
 
 def assert_stranger(pid: int, service: Service) -> None:
@@ -72,6 +77,9 @@ def assert_stranger(pid: int, service: Service) -> None:
     ours = sockets_of_port(service.port) | sockets_of_port(service.admin_port)
     assert ours
     ours |= sockets_of_path(service.folder() / "compute.sock")
+    others = sockets_of_path(service.folder() / "broadcast")
+    assert others
+    ours |= others
     assert not sockets(pid) & ours
 
 
@@ -98,25 +106,27 @@ def test_a_child_has_neither_our_signals_nor_our_sockets(
 
 
 @pytest.mark.parametrize("way", ["fork", "pool"])
-def test_what_orphans_hold_keeps_no_port_and_no_client(
+def test_what_orphans_hold_keeps_no_socket_and_no_client(
     start: Start, orphans: list[int], loop: str, way: str
 ) -> None:
-    service = start(EVENT_LOOP=loop, WEB_CONCURRENCY="1")
+    service = start(EVENT_LOOP=loop)
+    workers, broadcast = service.workers(), service.folder() / "broadcast"
     client = http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE)
     client.request("GET", f"/probe/child/{way}")
     client.getresponse().read()
-    (worker,) = service.workers()
-    orphans += children(worker)
+    orphans += [child for worker in workers for child in children(worker)]
     assert orphans
     service.process.kill()
     service.process.wait()
-    with suppress(ProcessLookupError):
-        os.kill(worker, signal.SIGKILL)
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
     with closing(client):
         assert client.sock.recv(1) == b""  # the end of the connection
-    wait_for(lambda: not running(worker), PATIENCE)
+    wait_for(lambda: not any(map(running, workers)), PATIENCE)
     assert [pid for pid in orphans if running(pid)]
     wait_for(lambda: not sockets_of_port(service.port), PATIENCE)
+    wait_for(lambda: not sockets_of_path(broadcast), PATIENCE)
 
 
 def test_a_caller_does_not_wait_for_the_children_of_a_dead_task(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,6 +118,16 @@ REQUESTS: dict[str, tuple[bytes, list[int], bool]] = {
     "bad Host, asked for": (b"GET /body/url HTTP/1.1\r\nHost: a b\r\n\r\n", [400], True),
     "HTTP/1.0": (b"GET / HTTP/1.0\r\n\r\n", [200], True),
     "HTTP/1.1.1": (b"GET / HTTP/1.1.1\r\nHost: a\r\n\r\n", [400], True),
+    "HTTP/0.9": (b"GET /\r\n\r\n", [505], True),
+    **{
+        f"HTTP/{version}": (f"GET / HTTP/{version}\r\nHost: a\r\n\r\n".encode(), [status], True)
+        for version, status in {"2.0": 505, "0.9": 505, "1.2": 400, "3.0": 400, "1": 400}.items()
+    },
+    "HTTP/2.0 with a body": (
+        b"POST /body/read HTTP/2.0\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+        [505],
+        True,
+    ),
     "preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400], True),
     "TLS": (bytes.fromhex("16030100c8010000c40303") + bytes(200), [400], True),
     "PROXY, version 1": (
@@ -161,6 +172,22 @@ def test_a_malformed_request(service: Service, name: str) -> None:
             assert wire.answer().status == 200
 
 
+@pytest.mark.parametrize("name", [name for name in REQUESTS if name.startswith("HTTP/")])
+def test_the_admin_port_speaks_the_same(service: Service, name: str) -> None:
+    request, statuses, ends = REQUESTS[name]
+    with Wire(service.admin_port) as wire:
+        wire.send(request.replace(b" / ", b" /livez ").replace(b" /\r", b" /livez\r"))
+        assert [wire.answer().status for _ in statuses] == statuses
+        assert not ends or wire.until_closed() == b""
+
+
+def test_another_version_behind_a_good_request(service: Service) -> None:
+    with Wire(service.port) as wire:
+        wire.send(GET + b"\r\n" + REQUESTS["HTTP/2.0"][0])
+        statuses = re.findall(rb"HTTP/1.[01] (\d+)", wire.until_closed())
+        assert statuses == [b"200", b"505"]
+
+
 def test_a_pipeline_of_thousands(service: Service) -> None:
     with Wire(service.port) as wire:
         wire.socket.setblocking(True)
@@ -176,7 +203,7 @@ def test_no_label_is_of_a_clients_making(service: Service) -> None:
     known = {"/", "/body/read", "/body/url", "/greet/{name}", "unmatched"}
     labels = [labels for name, labels, _ in service.scrape() if name == "http_requests_total"]
     assert {one["route"] for one in labels} <= known
-    assert {one["status"] for one in labels} <= {"200", "400", "404", "408", "417", "none"}
+    assert {one["status"] for one in labels} <= {"200", "400", "404", "408", "417", "505", "none"}
 
 
 def test_no_versions_are_told(service: Service) -> None:

@@ -41,3 +41,10 @@ async def test_says_what_is_wrong(client: Client, body: bytes, status: int, deta
 async def test_counts_primes(client: Client) -> None:
     response = await client.get("/primes/100")
     assert await response.json() == {"limit": 100, "count": 25}
+
+
+async def test_refuses_what_is_no_text(client: Client) -> None:
+    for name in (r"\ud800", r"\u0000", r"a\udfffb"):  # json.loads() takes them
+        response = await client.post("/greet", data=b'{"name": "%s"}' % name.encode())
+        assert 400 <= response.status < 500
+    assert (await client.get("/greet/%00")).status == 422

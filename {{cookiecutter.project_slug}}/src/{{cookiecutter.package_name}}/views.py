@@ -14,6 +14,8 @@ routes = web.RouteTableDef()
 def _greeting(request: web.Request, name: object) -> web.Response:
     if not isinstance(name, str) or not 0 < len(name.strip()) <= 100:
         raise web.HTTPUnprocessableEntity(text="name: give a text of 1 to 100 characters")
+    if not name.isprintable():  # json.loads() takes NUL, and halves of characters
+        raise web.HTTPUnprocessableEntity(text="name: give printable characters only")
     greeting = request.app[SETTINGS].greeting.replace("{name}", name)
     return web.json_response({"greeting": greeting})
 

@@ -182,6 +182,11 @@ async def publish(channel: str, data: Any) -> None:
     _hub.publish(channel, data)
 
 
+def sockets() -> list[Any]:
+    """Of this process, by which it is connected to the other workers."""
+    return [one for way in _hub.ways if isinstance(way, Mesh) for one in way.sockets()]
+
+
 @overload
 def subscribe(channel: str, *, on_missed: OnMissed | None = None) -> Subscription[Any]: ...
 

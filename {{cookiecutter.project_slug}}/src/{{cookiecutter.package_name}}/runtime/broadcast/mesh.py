@@ -113,6 +113,12 @@ class Mesh:
         for ear in list(self.ears):
             ear.close()
 
+    def sockets(self) -> list[Any]:
+        """Those it listens, sends and hears on."""
+        transports = [link.transport for link in self._links.values()]
+        transports += [ear._transport for ear in self.ears]
+        return [*self._server.sockets, *(one.get_extra_info("socket") for one in transports)]
+
     def send(self, frame: bytes) -> None:
         """Send a frame to all, without waiting for any."""
         data = LENGTH.pack(len(frame)) + frame

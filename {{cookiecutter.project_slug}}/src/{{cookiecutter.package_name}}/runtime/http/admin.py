@@ -47,6 +47,8 @@ class Runner(bounds.Runner):
 
         async def handle(request: BaseRequest) -> web.StreamResponse:
             assert isinstance(request, web.Request)
+            if request._version not in bounds.VERSIONS:
+                return await bounds.refuse_version(request)
             request._match_info = match = await self.app.router.resolve(request)
             return await match.handler(request)
 

@@ -14,7 +14,7 @@ from termios import TIOCOUTQ
 from typing import Any
 
 from aiohttp import web, web_response
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
@@ -36,6 +36,7 @@ for reason in REASONS:  # shown from the beginning, as none closed
     CONNECTIONS_CLOSED.labels(reason)
 vars(web_response)["SERVER_SOFTWARE"] = "aiohttp"  # `Server` named the versions of all
 
+VERSIONS = (HttpVersion11, HttpVersion10)
 LOOK = 1.0  # seconds between two looks at all connections
 HEAD = 2**16  # bytes of a request line with all headers
 READ_AHEAD = 2**16  # bytes of a body that are kept for a handler that does not read; at most twice
@@ -124,6 +125,15 @@ class Guard:
             now = loop.time()
             for connection in list(self._open):
                 connection.look(now, self.bounds)
+
+
+async def refuse_version(request: BaseRequest) -> web.StreamResponse:
+    """The handler of a request that is none of VERSIONS, which aiohttp would answer in its own."""
+    major, minor = request._version
+    request._version = HttpVersion10
+    error = web.HTTPVersionNotSupported(text=f"HTTP/{major}.{minor} is not spoken here")
+    error.force_close()
+    raise error
 
 
 def _unsent(transport: Any) -> int:

@@ -231,6 +231,8 @@ class Connection(bounds.Connection):
         place.cells[place.index] += 1
         if place.cells[place.index] > self.guard.bounds.concurrency:
             request_handler = _too_busy
+        if request._version not in bounds.VERSIONS:
+            request_handler = bounds.refuse_version
         try:
             try:
                 answer = await super()._handle_request(request, start_time, request_handler)

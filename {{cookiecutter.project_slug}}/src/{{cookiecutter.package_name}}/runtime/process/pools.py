@@ -15,6 +15,7 @@ from wsgiref.types import WSGIApplication
 from aiohttp import web
 
 from .. import preload
+from ..broadcast import hub
 from ..compute import server as compute
 from ..http import admin, bounds, edge, proxies
 from ..metrics import catalogue, slots
@@ -60,6 +61,7 @@ def web_pool(
             return Served(
                 edge.Runner(application, limited, seen_through),
                 admin.create_admin(scoreboard, settings),
+                hub.sockets,
             )
 
         return build

@@ -44,6 +44,7 @@ class Served(NamedTuple):
 
     runner: Runner
     admin: web.Application
+    sockets: Callable[[], list[Any]]  # of its own, besides those of the two ports
 
 
 def ready_for_signals(sockets: Callable[[], Iterator[int]]) -> None:
@@ -81,7 +82,7 @@ class WebWorker(Worker):
         ready_for_signals(self._descriptors)
 
     def _descriptors(self) -> Iterator[int]:
-        """Of the listeners, and of all connections."""
+        """Of the listeners, of all connections, and what else is served."""
         listeners: Any = self.sockets
         sockets = [listener.sock for listener in listeners]
         if self.booted:
@@ -90,6 +91,7 @@ class WebWorker(Worker):
                 for connection in runner.server.connections if runner.server else ():
                     if connection.transport is not None:
                         sockets.append(connection.transport.get_extra_info("socket"))
+            sockets += self._sockets()
         return (fd for sock in sockets if (fd := sock.fileno()) >= 0)
 
     def run(self) -> None:
@@ -138,7 +140,7 @@ class WebWorker(Worker):
             self.scoreboard.set_state(self.row, State.OVERDUE)
             why = f"create_app() took longer than WORKER_TIMEOUT={settings.worker_timeout:g}"
             raise TimeoutError(why) from error
-        self._runner = served.runner
+        self._runner, self._sockets = served.runner, served.sockets
         self._admin = admin_port.Runner(served.admin, access_log=None, shutdown_timeout=1)
         await self._admin.setup()
         self._server = server = self._runner.server

@@ -100,7 +100,7 @@ TAKEN = """
     prometheus_client propcache typing_extensions uvloop yarl
     ast_serialize colorama dmypy execnet flit_core iniconfig librt mypy mypy_extensions mypyc
     packaging pathspec pip pip3 pluggy py pygmentize pygments pytest pytest_aiohttp pytest_asyncio
-    pytest_timeout pytest_xdist
+    pytest_timeout pytest_xdist dotenv python_dotenv
     python python3 pyyaml ruff stubgen stubtest types_gunicorn types_pyyaml uv uvx xdist yaml
     anyio beartype coredis crontab deprecated exceptiongroup streaq typer watchfiles wrapt
     aiodns backports brotli brotlicffi click gevent h2 inotify msgspec orjson pydantic pydantic_core

@@ -96,9 +96,11 @@ def test_reload_brings_new_code_and_keeps_the_old_where_the_new_is_broken(
     assert service.get("/").json()["service"] == "new code"
     workers = set(service.workers())
     reload("this is no Python")
-    wait_for(lambda: service.says("2 in a row"))
-    assert workers <= set(service.workers())
+    wait_for(lambda: service.says("cannot reload, the old version goes on"))
     assert service.says("SyntaxError")
+    reload("import no_such_module")
+    wait_for(lambda: service.says("did not boot"))
+    assert workers <= set(service.workers())
     assert service.get("/").json()["service"] == "new code"
     reload(old)
     wait_for(lambda: not workers & set(service.workers()))

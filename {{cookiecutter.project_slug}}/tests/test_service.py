@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,9 @@ def test_wrong_settings_stop_it_and_are_named(environment: Mapping[str, str]) ->
     assert ended.returncode == 2
     for name, value in wrong.items():
         assert f"{name}={value!r}" in ended.stderr
+
+
+def test_env_example_names_every_setting() -> None:
+    settings = import_module(f"{PACKAGE}.settings").Settings()
+    example = (Path(__file__).parents[1] / ".env.example").read_text()
+    assert sorted(re.findall("^# ([A-Z_]+)=", example, re.MULTILINE)) == sorted(settings.as_json())

@@ -30,12 +30,14 @@ Command = Callable[[argparse.Namespace, Any, Parts], None]
 
 
 def command_line(parts: Parts) -> None:
-    """Do what the arguments of this process say: [serve | web | compute | check [--json]]"""
+    """Do what the arguments of this process say: [serve | web | compute | dev | check [--json]]"""
     name, version = service()
     parser = argparse.ArgumentParser(prog=name, description=f"{name} {version}")
     parser.set_defaults(run=_serve, command="serve")
     choices = parser.add_subparsers(dest="command", metavar="COMMAND")
     choices.add_parser("serve", help="web workers and compute workers (the default)")
+    dev = choices.add_parser("dev", help="`serve` for development: new code as soon as it is saved")
+    dev.set_defaults(run=_dev)
     choices.add_parser("web", help="web workers only")
     choices.add_parser("compute", help="compute workers only")
     options.add_commands(choices, preloaded_folder)
@@ -50,12 +52,36 @@ def command_line(parts: Parts) -> None:
         Path.cwd()
     except OSError:
         give_up(f"{name}: the working directory was removed; change to one that is there")
+    if arguments.run is _dev:
+        _prepare_dev()
     try:
         settings = parts.load_settings().from_env()
     except SettingsError as error:
         give_up(f"{name}: {error}")
     command: Command = arguments.run
     command(arguments, settings, parts)
+
+
+def _prepare_dev() -> None:
+    try:
+        from . import dev
+    except ModuleNotFoundError as error:
+        give_up(f"`dev` needs {error.name}, which is there for development only: `make install`")
+    dev.fill_environment()
+
+
+def _dev(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> None:
+    from . import dev
+
+    look_before(settings, "serve")
+    dev.watch()
+    print(
+        f"Service: http://localhost:{settings.port}/   "
+        f"Metrics: http://localhost:{settings.admin_port}/metrics   Stop: Ctrl-C",
+        flush=True,
+    )
+    arguments.command = "serve"
+    _serve(arguments, settings, parts)
 
 
 def _check(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, invalidate_caches
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +19,7 @@ from aiohttp import web
 from .settings import Settings
 
 PACKAGE, _, RUNTIME = __package__.rpartition(".")
+OURS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,12 @@ class Parts:
         preload: Callable[[], object] | None = self._load(self.preload) if self.preload else None
         return preload
 
+    def check_syntax(self) -> None:
+        """Raise SyntaxError where a module of the user's, as it is now, has one."""
+        for file in OURS.parent.rglob("*.py"):
+            if _is_yours(file):
+                compile(file.read_bytes(), file, "exec", dont_inherit=True)
+
     def own_modules(self) -> set[str]:
         """The user's modules that are imported."""
         ours = f"{self.package}.{RUNTIME}."
@@ -69,6 +78,22 @@ class Parts:
             del sys.modules[name]
             parent, _, child = name.rpartition(".")
             vars(sys.modules.get(parent)).pop(child, None)
+
+
+def brief(
+    error: BaseException,
+) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """`exc_info` for the log: from the first line of the user's on, without what called it."""
+    found = error.__traceback__
+    while found and not _is_yours(Path(found.tb_frame.f_code.co_filename)):
+        found = found.tb_next
+    if found is None and not isinstance(error, SyntaxError):  # which names its line itself
+        found = error.__traceback__
+    return type(error), error, found
+
+
+def _is_yours(file: Path) -> bool:
+    return OURS.parent in file.parents and OURS not in file.parents
 
 
 @cache

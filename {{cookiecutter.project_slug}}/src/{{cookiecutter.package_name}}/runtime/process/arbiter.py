@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from .. import preload
 from ..clock import Clock
 from ..metrics import slots, values
 from ..metrics.catalogue import WORKER_INFO
-from ..parts import Parts
+from ..parts import Parts, brief
 from ..settings import Settings
 from . import limits
 from .scoreboard import HEARTBEAT, Scoreboard, State
@@ -46,6 +47,11 @@ class Log(glogging.Logger):
 
     def setup(self, cfg: Any) -> None:
         self.error_log = logging.getLogger("gunicorn")
+
+    def exception(self, msg: object, *args: object, **kwargs: Any) -> None:
+        """Such as why a worker does not boot."""
+        error = sys.exception()
+        self.error_log.error(msg, *args, exc_info=brief(error) if error else None, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,15 +287,16 @@ class Launcher(Arbiter):
         Workers import the application themselves, so new code is theirs without a trace in here;
         where it does not boot, the old workers go on.
         """
-        self.app.parts.forget(keep=preload.loaded.modules)
-        if preload.changed():
-            log.warning("the code of preload() has changed: a restart renews what it loaded")
         try:
+            self.app.parts.check_syntax()
+            self.app.parts.forget(keep=preload.loaded.modules)
+            if preload.changed():
+                log.warning("the code of preload() has changed: a restart renews what it loaded")
             self.app.settings = self.app.parts.load_settings().from_env()
             self.app.reload()
             self.setup(self.app)
-        except Exception:
-            log.exception("cannot reload, the old version goes on")
+        except Exception as error:
+            log.error("cannot reload, the old version goes on", exc_info=brief(error))
             return
         log.info("%s: reloading", self.app.pool.name)
         self.generation += 1
@@ -363,7 +370,10 @@ class Launcher(Arbiter):
 
     def boot_failed(self, why: str) -> None:
         self.boots_failed += 1
+        staying = [life for life in self.lives.values() if life.served and not life.leaving]
         pause = min(FIRST_PAUSE * 2**self.boots_failed, LONGEST_PAUSE)
+        if len(staying) >= self.num_workers:  # it was to replace one that goes on
+            pause = LONGEST_PAUSE
         self.next_boot = time.monotonic() + pause
         log.error(
             "%s: a worker did not boot (%s), %d in a row; trying again in %.1f s",

@@ -81,13 +81,17 @@ def size(text: str) -> int:
 
 
 def folder(text: str) -> Path:
-    path = Path(text)
-    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    path = Path(text).absolute()
+    try:
+        existing = next(p for p in (path, *path.parents) if p.exists())
+        good = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    except OSError:  # its name is too long, or it is in a folder that nobody lets us see
+        existing, good = path, False
+    if not good:
         raise ValueError(
             f"{existing} cannot be written; mount a tmpfs or an emptyDir there, or leave it unset"
         )
-    return path.absolute()
+    return path
 
 
 SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes of a path that the kernel takes

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from aiohttp import web
 
-from . import body_probes, views
+from . import body_probes, typed_views, views
 from .probes import with_probes
 from .settings import SETTINGS, Settings
 
@@ -19,6 +19,7 @@ async def create_app() -> web.Application:
     app[SETTINGS] = settings
     app.add_routes(views.routes)
     app.add_routes(body_probes.routes)
+    app.add_routes(typed_views.routes)
     return app
 
 

@@ -1,46 +1,53 @@
 """Yours: the endpoints. The examples: a path parameter, a validated body, CPU-heavy work."""
 
 import os
+from typing import Annotated
 
 from aiohttp import web
+from msgspec import Meta, Struct
 
-from .runtime import compute, service
+from .runtime import Routes, compute, service
 from .settings import SETTINGS
 from .tasks import primes
 
-routes = web.RouteTableDef()
+routes = Routes()
+
+Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
-def _greeting(request: web.Request, name: object) -> web.Response:
-    if not isinstance(name, str) or not 0 < len(name.strip()) <= 100:
-        raise web.HTTPUnprocessableEntity(text="name: give a text of 1 to 100 characters")
-    if not name.isprintable():  # json.loads() takes NUL, and halves of characters
-        raise web.HTTPUnprocessableEntity(text="name: give printable characters only")
-    greeting = request.app[SETTINGS].greeting.replace("{name}", name)
-    return web.json_response({"greeting": greeting})
+class Person(Struct):
+    name: Name
+
+
+class Greeting(Struct):
+    greeting: str
+
+
+class Primes(Struct):
+    limit: int
+    count: int
 
 
 @routes.get("/")
 async def index(request: web.Request) -> web.Response:
+    """What answers, and in which process."""
     name, version = service()
     return web.json_response({"service": name, "version": version, "worker": os.getpid()})
 
 
 @routes.get("/greet/{name}")
-async def greet(request: web.Request) -> web.Response:
-    return _greeting(request, request.match_info["name"])
+async def greet(request: web.Request, name: Name) -> Greeting:
+    """Greet someone."""
+    return Greeting(request.app[SETTINGS].greeting.replace("{name}", name))
 
 
 @routes.post("/greet")
-async def greet_body(request: web.Request) -> web.Response:
-    try:
-        body = await request.json()
-    except ValueError:
-        raise web.HTTPBadRequest(text='the body is no JSON; send {"name": "…"}') from None
-    return _greeting(request, body.get("name") if isinstance(body, dict) else None)
+async def greet_body(request: web.Request, person: Person) -> Greeting:
+    """Greet someone whose name is in a body."""
+    return await greet(request, person.name)
 
 
 @routes.get(r"/primes/{limit:\d{1,7}}")
-async def count_primes(request: web.Request) -> web.Response:
-    limit = int(request.match_info["limit"])
-    return web.json_response({"limit": limit, "count": await compute.run(primes, limit)})
+async def count_primes(limit: int) -> Primes:
+    """How many primes are there up to and including this number?"""
+    return Primes(limit, await compute.run(primes, limit))

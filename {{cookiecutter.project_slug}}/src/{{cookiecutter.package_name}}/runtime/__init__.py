@@ -12,6 +12,7 @@ from . import broadcast, compute
 from .cli import command_line
 from .compute import RefusedError, task
 from .http.body import max_body
+from .http.typed import Routes
 from .options import Settings
 from .parts import Parts, service
 from .preload import PRELOADED, preloaded
@@ -21,6 +22,7 @@ __all__ = [
     "PRELOADED",
     "Parts",
     "RefusedError",
+    "Routes",
     "Settings",
     "SettingsError",
     "boolean",

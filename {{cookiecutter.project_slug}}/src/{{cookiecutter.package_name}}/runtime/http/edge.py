@@ -10,7 +10,6 @@ aiohttp's own classes, each with what we add to it:
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Coroutine
 from functools import cache
@@ -31,6 +30,7 @@ from ..compute.registry import RefusedError
 from ..metrics import values
 from . import body as bodies
 from . import bounds, recording
+from .problem import PROBLEM, problem
 from .proxies import Proxies
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 REQUEST_ID = istr("X-Request-ID")
 CONTENT_TYPE_OPTIONS = istr("X-Content-Type-Options")
 TRACEPARENT = istr("traceparent")
-PROBLEM = "application/problem+json"
 
 ABNORMAL = WSCloseCode.ABNORMAL_CLOSURE
 EVENT_STREAM = "text/event-stream"
@@ -47,19 +46,6 @@ FAREWELL = 1.0  # seconds that a handler has when its websocket has been closed
 
 Answer = tuple[web.StreamResponse, bool]
 Culprit = Literal["", "client", "drain", "error"]  # who cut a response short
-
-
-def _problem(status: int, detail: str) -> str:
-    """The body of an error as RFC 9457 has it."""
-    return json.dumps(
-        {
-            "type": "about:blank",
-            "title": responses.get(status, "Error"),
-            "status": status,
-            "detail": detail,
-            "request_id": logs.current_id(),
-        }
-    )
 
 
 def _as_problem(error: web.HTTPException) -> None:
@@ -73,7 +59,7 @@ def _as_problem(error: web.HTTPException) -> None:
     except (UnicodeDecodeError, LookupError):
         return  # sent as it is
     stock = not text or text == f"{error.status}: {error.reason}"
-    error.text = _problem(error.status, error.reason if stock else text or "")
+    error.text = problem(error.status, error.reason if stock else text or "")
     error.content_type = PROBLEM
 
 
@@ -322,7 +308,7 @@ class Connection(bounds.Connection):
         detail = message or responses.get(status, "Error")
         if self.debug and exc is not None:
             detail = "".join(format_exception(exc))
-        response = web.Response(status=status, text=_problem(status, detail), content_type=PROBLEM)
+        response = web.Response(status=status, text=problem(status, detail), content_type=PROBLEM)
         response.force_close()
         writer: Any = request.writer  # as a head that failed has left it
         writer.chunked, writer._compress = False, None
@@ -347,7 +333,7 @@ def _compute_problem(error: ComputeError | RefusedError) -> web.Response:
             headers[hdrs.RETRY_AFTER] = str(error.retry_after)
     return web.Response(
         status=error.status,
-        text=_problem(error.status, detail),
+        text=problem(error.status, detail),
         content_type=PROBLEM,
         headers=headers,
     )

@@ -56,7 +56,7 @@ lint: $(INSTALLED)  ## check style, format and types
 	cd tests/runtime && ../../$(BIN)/mypy --config-file ../../pyproject.toml .
 
 audit: $(INSTALLED)  ## look for known vulnerabilities in what is pinned, here and in the generated project
-	for pins in requirements-dev.txt tests/runtime/requirements.txt "$(SLUG)"/*requirements-[bd]*; do \
+	for pins in requirements-dev.txt tests/runtime/requirements.txt "$(SLUG)"/*requirements-[bdl]*; do \
 		$(BIN)/uv tool run --quiet $(AUDIT) --strict --disable-pip --vulnerability-service osv \
 			--requirement "$$pins" || exit 1; \
 	done
@@ -73,7 +73,7 @@ lock: $(INSTALLED)  ## pin what is new, here and in the generated project; what 
 		rm -rf build/lock && \
 		$(BIN)/cookiecutter . --no-input --default-config --output-dir build/lock job_queue=$$queue >/dev/null && \
 		$(MAKE) --no-print-directory -C build/lock/my-service $(or $(LOCK),lock) && \
-		cp build/lock/my-service/requirements-build.txt '$(SLUG)' && \
+		cp build/lock/my-service/requirements-build.txt build/lock/my-service/requirements-load.txt '$(SLUG)' && \
 		for name in requirements requirements-dev; do \
 			cp build/lock/my-service/$$name.txt \
 				"$(SLUG)/{% if cookiecutter.job_queue == '$$queue' %}$$name.txt{% endif %}" || exit 1; \

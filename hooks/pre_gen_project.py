@@ -104,7 +104,7 @@ TAKEN = """
     python python3 pyyaml ruff stubgen stubtest types_gunicorn types_pyyaml uv uvx xdist yaml
     anyio beartype coredis crontab deprecated exceptiongroup streaq typer watchfiles wrapt
     aiodns backports brotli brotlicffi click gevent h2 inotify msgspec orjson pydantic pydantic_core
-    redis setproctitle pkg_resources setuptools tornado activate conftest test tests
+    redis setproctitle pkg_resources setuptools tornado activate conftest test tests tools
 """
 # The standard library of every supported Python, whichever runs this.
 STDLIB = set(sys.stdlib_module_names) | {"annotationlib", "compression", "distutils", "imp"}

@@ -123,10 +123,11 @@ def why_no_more(chosen: Point, points: list[Point], cpus: float) -> tuple[bool, 
     which = f"The {ordinal(after.workers)}"
     if after.workers - chosen.workers > 1:
         which = f"Going to {after.workers}"
-    return False, (
-        f"{which} {change(chosen.throughput, after.throughput)} of throughput"
-        f" and {change(chosen.p99, after.p99)} of p99."
-    )
+    throughput = change(chosen.throughput, after.throughput)
+    p99 = change(chosen.p99, after.p99)
+    if throughput.split()[0] == p99.split()[0]:
+        p99 = p99.partition(" ")[2]
+    return False, f"{which} {throughput} of throughput and {p99} of p99."
 
 
 def against(chosen: Point, other: Point) -> str:

@@ -33,7 +33,9 @@ def progress(environment: Environment) -> None:
             f"{done:,} requests/s, p50 {p50:.0f} ms, p99 {p99:.0f} ms, "
             f"{total.num_failures:,} failed"
         )
-        print(f"\r{line:<78}", end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+        again = sys.stderr.isatty()  # in the same line
+        print(f"\r{line:<78}" if again else line, end="" if again else "\n", file=sys.stderr)
+        sys.stderr.flush()
 
 
 def at_start(environment: Environment, **_: Any) -> None:

@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,9 @@ def draw(axes: Axes, curve: Curve, points: Sequence[Point], advice: Advice, cpus
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=9, labelcolor=SOFT)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
+    axes.yaxis.set_major_formatter(
+        lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
+    )
 
 
 def svg(curve: Curve, points: Sequence[Point], advice: Advice, cpus: float) -> str:
@@ -90,6 +93,7 @@ def png(path: Path, points: Sequence[Point], advice: Advice, cpus: float) -> Non
     for curve, axes in zip(CURVES, grid.flat, strict=True):
         draw(axes, curve, points, advice, cpus)
     figure.suptitle(f"{advice.title}\n", fontsize=15, fontweight="bold", ha="left", x=0.01)
+    figure.text(0.01, 0.945, textwrap.shorten(advice.reason, 150), color=SOFT, fontsize=10)
     handles = [
         pyplot.Line2D([], [], color=colour, marker="o", label=loop)
         for loop, colour in COLOURS.items()

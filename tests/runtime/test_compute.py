@@ -3,12 +3,14 @@
 import asyncio
 import http.client
 import json
+import math
 import os
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from aiohttp import web
 from conftest import HANGS, Response, Service, children, copy_code, free_port, wait_for
 from overlay import PACKAGE
 
@@ -27,6 +30,7 @@ Settings: Any = import_module(f"{PACKAGE}.runtime.settings").Settings
 metrics: Any = import_module(f"{PACKAGE}.runtime.metrics.catalogue")
 primes: Any = import_module(f"{PACKAGE}.tasks").primes
 tasks: Any = import_module(f"{PACKAGE}.{MISBEHAVING}")
+payloads: Any = import_module(f"{PACKAGE}.payload_tasks")
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -87,7 +91,7 @@ def misbehaving(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with more tasks."""
     code = copy_code(tmp_path_factory.mktemp("misbehaving"))
     with (code / PACKAGE / "tasks.py").open("a") as file:
-        file.write(f"\n\nfrom . import {MISBEHAVING}\n")
+        file.write(f"\n\nfrom . import {MISBEHAVING}, payload_tasks\n")
     return code
 
 
@@ -168,8 +172,11 @@ def unanswered(number: int):  # type: ignore[no-untyped-def]
     return number
 
 
-def tupled(number: int) -> tuple[int, int]:
-    return number, number
+def complicated(number: int) -> dict[str, list[complex]]:
+    return {"": [complex(number)]}
+
+
+def ambiguous(number: int, text: str | bytes) -> None: ...
 
 
 def many(*numbers: int) -> int:
@@ -182,7 +189,8 @@ def many(*numbers: int) -> int:
         (coroutine, "no plain `def`"),
         (untyped, "no type is given for number"),
         (unanswered, "no type is given for return"),
-        (tupled, r"tuple\[int, int\] does not fit in JSON"),
+        (complicated, "complex does not go between processes"),
+        (ambiguous, "more than one str-like type"),
         (many, r"\*numbers: int cannot be passed by name"),
         (primes, "has a task of that name already"),
     ],
@@ -224,7 +232,7 @@ def test_only_tasks_are_run() -> None:
     pool = Pool("unix:/nonexistent")
     with pytest.raises(TypeError, match="twice is no task; mark it with @task"):
         pool.call(twice, 1)
-    with pytest.raises(TypeError, match="primes: '10' does not fit limit: int"):
+    with pytest.raises(TypeError, match=r"primes: Expected `int`, got `str` - at `\$\.limit`"):
         pool.call(primes, "10")
 
 
@@ -236,8 +244,41 @@ def test_results_and_exceptions_arrive(start_pool: StartPool) -> None:
         pool.call(tasks.fail, "lost")
     assert (raised.value.type, raised.value.message) == ("LookupError", "lost")
     assert raised.value.status == 500
-    with pytest.raises(client.TaskError, match="returned 'no number'"):
+    with pytest.raises(client.TaskError, match="returned 'no number': Expected `int`"):
         pool.call(tasks.lie)
+
+
+TAKEN = datetime(2026, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
+
+
+@everywhere
+def test_more_than_json_has_arrives_as_it_was(start_pool: StartPool) -> None:
+    pool = start_pool()
+    large = os.urandom(10_000_000)
+    assert pool.call(payloads.echo, large) == large
+    assert pool.call(payloads.measure, memoryview(large)) == len(large)
+    picture = payloads.Picture(bytes(range(256)), 16)
+    framed = pool.call(payloads.frame, picture, TAKEN, payloads.Kind.MIRRORED)
+    mirrored = payloads.Picture(picture.pixels[::-1], 16)
+    tomorrow = TAKEN + timedelta(days=1)
+    assert framed == payloads.Framed(mirrored, payloads.Kind.MIRRORED, tomorrow)
+    # what MessagePack has not: integers of more than 64 bits
+    assert pool.call(payloads.factorial, 30) == math.factorial(30)
+    assert pool.call(payloads.same, 10**30) == 10**30
+    assert pool.call(payloads.same, [{"a": b"bytes"}, 1.5, None]) == [{"a": b"bytes"}, 1.5, None]
+    assert math.isnan(pool.call(payloads.same, math.nan))
+
+
+@once
+def test_what_does_not_fit_is_told_with_its_place(start_pool: StartPool) -> None:
+    pool = start_pool()
+    picture = payloads.Picture("no bytes", 16)  # a dataclass checks nothing
+    with pytest.raises(client.ComputeError, match=r"400: frame: .* - at `\$\.picture\.pixels`"):
+        pool.call(payloads.frame, picture, TAKEN)
+    with pytest.raises(TypeError, match=r"factorial: Expected `int` >= 0 - at `\$\.number`"):
+        pool.call(payloads.factorial, -1)
+    with pytest.raises(TypeError, match="same: Encoding objects of type object is unsupported"):
+        pool.call(payloads.same, object())
 
 
 @everywhere
@@ -417,16 +458,19 @@ def test_tasks_step_back_behind_requests(start_pool: StartPool) -> None:
     assert os.getpriority(os.PRIO_PROCESS, start_pool().workers()[0]) == min(os.nice(0) + 10, 19)
 
 
-def post(
-    pool: Pool, path: str, body: object, headers: dict[str, str] | None = None
-) -> tuple[int, Any]:
+def post(pool: Pool, path: str, body: object) -> tuple[int, Any]:
+    status, answer = send(pool, path, json.dumps(body).encode(), {})
+    return status, json.loads(answer)
+
+
+def send(pool: Pool, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("compute", timeout=HANGS)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(pool.url.removeprefix("unix:"))
     try:
-        connection.request("POST", path, json.dumps(body), headers or {})
+        connection.request("POST", path, body, headers)
         response = connection.getresponse()
-        return response.status, json.loads(response.read())
+        return response.status, response.read()
     finally:
         connection.close()
 
@@ -437,8 +481,53 @@ def test_it_is_plain_http(start_pool: StartPool) -> None:
     assert post(pool, "/primes", {"limit": 1000}) == (200, {"result": 168})
     assert post(pool, "/odds", {"limit": 1000})[0] == 404
     status, answer = post(pool, "/primes", {"limit": "1000"})
-    assert (status, answer["message"]) == (400, "primes: '1000' does not fit limit: int")
+    assert (status, answer["message"]) == (400, "primes: Expected `int`, got `str` - at `$.limit`")
     assert post(pool, "/primes", [1000])[0] == 400
+    assert post(pool, "/primes", {"limit": 1000, "limits": 1})[0] == 400
+    body = {"picture": {"pixels": "AQID", "width": 3}, "taken": "2026-02-03T04:05:06Z"}
+    framed = {"picture": body["picture"], "kind": "plain", "taken": "2026-02-04T04:05:06Z"}
+    assert post(pool, "/frame", body) == (200, {"result": framed})
+    status, answer = post(pool, "/same", {"value": {"a": [math.pi]}})
+    assert (status, answer) == (200, {"result": {"a": [math.pi]}})
+
+
+@once
+def test_what_is_no_message_is_refused(start_pool: StartPool) -> None:
+    pool = start_pool()
+    pack = registry.MSGPACK
+    deep = b"\x81\xa5value" + b"\x91" * 100_000
+    for body in (b"", b"\xc1", b"{", b"\xdf\xff\xff\xff\xff", b"\x81\xa5value", deep):
+        for name in ("same", "primes"):
+            assert send(pool, f"/{name}", body, {"Content-Type": pack})[0] == 400
+        assert send(pool, "/same", body, {})[0] == 400
+    assert send(pool, "/same", b'{"value": ' + b"[" * 100_000, {})[0] == 400
+    body, _ = registry.write({"limit": 1000}, pack)
+    status, answer = send(pool, "/primes", body, {"Content-Type": pack})
+    assert (status, registry.read(answer, pack, dict)) == (200, {"result": 168})
+
+
+def test_a_pool_that_answers_otherwise_is_an_error_that_says_so(tmp_path: Path) -> None:
+    async def stranger(request: web.Request) -> web.Response:
+        await request.read()
+        if request.path == "/primes":
+            return web.Response(text="hello")
+        return web.json_response({"result": "no number"})
+
+    async def ask() -> list[Any]:
+        app = web.Application()
+        app.router.add_post("/{name}", stranger)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.UnixSite(runner, f"{tmp_path}/strange.sock").start()
+        asked = [await outcome(primes, 10), await outcome(payloads.factorial, 3)]
+        await runner.cleanup()
+        return asked
+
+    text, lie = Pool(f"unix:{tmp_path}/strange.sock").run(ask)
+    assert isinstance(text, client.ComputeError)
+    assert "the pool answered 200, as text/plain that is unknown here" in str(text)
+    assert isinstance(lie, client.ComputeError)
+    assert "Expected `int`, got `str` - at `$.result`" in str(lie)
 
 
 # --- through the service

@@ -62,6 +62,22 @@ def test_a_job_is_accepted_done_and_answered_for(
     assert jobs.stop() == 0
 
 
+def test_what_json_has_not_is_in_redis_as_json_and_arrives_as_it_was(
+    web: Service, worker: StartWorker, redis: Redis
+) -> None:
+    picture = {"pixels": "AQID", "width": 3}
+    job_id = enqueue(web, "frame", picture=picture, taken="2026-02-03T04:05:06Z", kind="mirrored")
+    kept = json.loads(redis.call("GET", f"streaq:{PACKAGE}:task:data:{job_id}").split("\r\n")[1])
+    arguments = {"picture": picture, "taken": "2026-02-03T04:05:06Z", "kind": "mirrored"}
+    assert kept["a"] == ["frame", arguments]
+    endless = enqueue(web, "endless")
+    worker()
+    mirrored = {"pixels": "AwIB", "width": 3}
+    result = {"picture": mirrored, "kind": "mirrored", "taken": "2026-02-04T04:05:06Z"}
+    assert wait_for_end(web, job_id) == {"id": job_id, "state": "done", "result": result}
+    assert "not JSON compliant" in wait_for_end(web, endless)["error"]
+
+
 def test_the_queue_is_measured(web: Service, worker: StartWorker, tmp_path: Path) -> None:
     jobs = worker()
     for number in range(3):

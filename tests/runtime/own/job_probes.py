@@ -11,8 +11,8 @@ views: Any = import_module(".job_views", __package__)
 
 
 async def enqueue(request: web.Request) -> web.Response:
-    task = registry.tasks[request.match_info["task"]].function
-    job_id = await client.enqueue(task, **await request.json())
+    task = registry.tasks[request.match_info["task"]]
+    job_id = await client.enqueue(task.function, **task.revived(await request.json()))
     response: web.Response = client.accepted(request, job_id)
     return response
 

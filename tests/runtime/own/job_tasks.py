@@ -10,6 +10,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import payload_tasks as payload_tasks  # its tasks
+
 F = TypeVar("F", bound=Callable[..., object])
 
 registry: Any = import_module(".runtime.compute.registry", __package__)

@@ -6,7 +6,7 @@ they are idle, and not before: the kernel's accept queue is the queue of tasks.
 
 import asyncio
 import errno
-import json
+import io
 import logging
 import select
 import socket
@@ -32,6 +32,8 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 PATIENCE = 0.03  # seconds for a TCP connection to be accepted by the kernel at the other end
+PIECE = 2**16  # bytes
+ANSWER = 2**30  # bytes, up to which an answer is read without a pause: it is wanted whole
 
 
 class ComputeError(Exception):
@@ -121,8 +123,8 @@ class _TcpSocket(socket.socket):
         super().connect(address)
 
 
-# what takes the name of a task and its arguments as JSON to a pool; gives a status and the answer
-_pool: Callable[[str, bytes], Awaitable[tuple[int, Any]]] | None = None
+# what takes the name of a task and its arguments, with their media type, to a pool
+_pool: Callable[[str, bytes, str], Awaitable[registry.Answer]] | None = None
 _down = False  # whether nobody was there the last time
 
 
@@ -148,6 +150,7 @@ def context(settings: Settings) -> Callable[[web.Application], AsyncIterator[Non
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(),  # ours is another one
+            read_bufsize=ANSWER,
         ) as session:
             outer, _pool = _pool, partial(_post, session, settings.compute_timeout)
             yield
@@ -160,9 +163,9 @@ async def inline(app: web.Application) -> AsyncIterator[None]:
     """For `cleanup_ctx`, in tests: while it is open, tasks run in this process, one at a time."""
     global _pool
 
-    async def answer(name: str, body: bytes) -> tuple[int, Any]:
-        status, text = registry.tasks[name].answer(json.loads(body))
-        return status, json.loads(text)
+    async def answer(name: str, body: bytes, media_type: str) -> registry.Answer:
+        task = registry.tasks[name]
+        return task.answer(registry.read(body, media_type, task.parameters), media_type)
 
     outer, _pool = _pool, answer
     yield
@@ -170,19 +173,22 @@ async def inline(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _post(
-    session: aiohttp.ClientSession, seconds: float, name: str, body: bytes
-) -> tuple[int, Any]:
+    session: aiohttp.ClientSession, seconds: float, name: str, body: bytes, media_type: str
+) -> registry.Answer:
     headers = {
+        "Content-Type": media_type,
         "Compute-Sent": str(time.monotonic()),  # for a pool on this machine, which has this clock
         "Compute-Timeout": str(seconds),
         "X-Request-ID": current_id(),
     }
+    # a large one in pieces, so that other requests have their turns
+    data = body if len(body) <= PIECE else io.BytesIO(body)
     try:
         async with timeout(seconds), asyncio.timeout(None) as patience:
             _patience.set(patience)
-            async with session.post(f"/{name}", data=body, headers=headers) as response:
-                return response.status, await response.json(content_type=None)
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ValueError) as error:
+            async with session.post(f"/{name}", data=data, headers=headers) as response:
+                return response.status, (await response.read(), response.content_type)
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:
         catalogue.COMPUTE_TASKS.labels(name, "crashed").inc()
         raise WorkerDiedError(f"{name}: its worker died") from error
     except OSError as error:  # a TimeoutError is one
@@ -207,12 +213,15 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """
     global _down
     called = registry.find(task)
-    body = json.dumps(called.arguments(*args, **kwargs), allow_nan=False).encode()
-    name = called.name
+    name, arguments = called.name, called.arguments(*args, **kwargs)
+    try:
+        body, media_type = registry.write(arguments, registry.MSGPACK)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: {error}") from None
     if _pool is None:
         raise PoolDownError(f"{name}: this process has no pool; set COMPUTE_URL")
     try:
-        status, answer = await _pool(name, body)
+        status, (body, media_type) = await _pool(name, body, media_type)
     except PoolDownError as error:
         if not _down:
             _down = True
@@ -221,13 +230,19 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     if _down:
         _down = False
         log.error("the compute pool is back")
-    match status:
-        case 200:
-            return answer["result"]  # type: ignore[no-any-return]
-        case 422:
-            raise registry.RefusedError(answer["status"], answer["text"])
-        case 500:
-            raise TaskError(name, answer["type"], answer["message"])
-        case 504:
-            raise DeadlineError(f"{name}: {answer['message']}")
-    raise ComputeError(f"{name}: the pool answered {status}: {answer['message']}")
+    try:
+        if status == 200:
+            return registry.read(body, media_type, called.result).result  # type: ignore[no-any-return]
+        if status == 422:
+            refusal = registry.read(body, media_type, registry.Refusal)
+            raise registry.RefusedError(refusal.status, refusal.text)
+        failure = registry.read(body, media_type, registry.Failure)
+    except ValueError as error:
+        raise ComputeError(
+            f"{name}: the pool answered {status}, as {media_type} that is unknown here: {error}"
+        ) from error
+    if status == 500:
+        raise TaskError(name, failure.type, failure.message)
+    if status == 504:
+        raise DeadlineError(f"{name}: {failure.message}")
+    raise ComputeError(f"{name}: the pool answered {status}: {failure.message}")

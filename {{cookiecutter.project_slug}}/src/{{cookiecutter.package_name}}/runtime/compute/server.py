@@ -3,7 +3,6 @@
 Anything can call it: curl --unix-socket compute.sock http://compute/primes -d '{"limit": 1000}'
 """
 
-import json
 import logging
 import os
 import signal
@@ -14,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+import msgspec
 
 from ..clock import STEPS
 from ..logs import Record, current
@@ -87,19 +88,20 @@ class _Deadline:
 
 def _run(
     task: registry.Task,
-    arguments: dict[str, object],
+    arguments: msgspec.Struct,
+    media_type: str,
     deadline: _Deadline,
     leave: Callable[[], None],
-) -> tuple[int, str]:
+) -> registry.Answer:
     began = time.perf_counter()
     try:
         with deadline:
-            status, answer = task.answer(arguments)
+            status, answer = task.answer(arguments, media_type)
         outcome = {200: "ok", 422: "refused"}.get(status, "error")
     except _Expired:
         log.exception("%s was stopped at its deadline", task.name)
         status, outcome = 504, "timeout"
-        answer = json.dumps({"message": "stopped at its deadline"})
+        answer = registry.write(registry.Failure("stopped at its deadline"), media_type)
         # whatever the task left half done, the next one gets a process without it
         leave()
     catalogue.COMPUTE_TASK_SECONDS.labels(task.name).observe(time.perf_counter() - began)
@@ -115,31 +117,37 @@ def application(timeout: float, leave: Callable[[], None]) -> WSGIApplication:
         leave: called where this process should end after its answer.
     """
 
-    def respond(environ: WSGIEnvironment) -> tuple[int, str]:
+    def respond(environ: WSGIEnvironment) -> registry.Answer:
+        media_type = environ.get("CONTENT_TYPE", "")
+
+        def failed(status: int, message: str) -> registry.Answer:
+            return status, registry.write(registry.Failure(message), media_type)
+
+        waited, caller = _waited(environ), environ["gunicorn.socket"]
+        body = environ["wsgi.input"].read()
         name = environ["PATH_INFO"].removeprefix("/")
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if name not in registry.tasks:
-            return 404, json.dumps({"message": f"there is no task {name!r}"})
+            return failed(404, f"there is no task {name!r}")
         task = registry.tasks[name]
         try:
-            arguments = task.arguments(**json.loads(body))
-        except (TypeError, ValueError) as error:
-            return 400, json.dumps({"message": str(error)})
+            arguments = registry.read(body, media_type, task.parameters)
+        except ValueError as error:
+            return failed(400, f"{name}: {error}")
+        del body  # it may be large
         seconds = min(float(environ.get("HTTP_COMPUTE_TIMEOUT", timeout)), timeout)
-        waited, caller = _waited(environ), environ["gunicorn.socket"]
         catalogue.COMPUTE_QUEUE_SECONDS.observe(waited)
         if _left(caller):
             catalogue.COMPUTE_TASKS.labels(name, "skipped").inc()
-            return 504, json.dumps({"message": "not started: its caller has left"})
-        return _run(task, arguments, _Deadline(seconds, seconds - waited, caller), leave)
+            return failed(504, "not started: its caller has left")
+        deadline = _Deadline(seconds, seconds - waited, caller)
+        return _run(task, arguments, media_type, deadline, leave)
 
     def wsgi(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         catalogue.WORKER_REQUESTS.labels(slots.label()).inc()
         token = current.set(Record(environ.get("HTTP_X_REQUEST_ID", "")))
-        status, answer = respond(environ)
+        status, (body, media_type) = respond(environ)
         current.reset(token)
-        body = answer.encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        headers = [("Content-Type", media_type), ("Content-Length", str(len(body)))]
         start_response(f"{status} {HTTPStatus(status).phrase}", headers)
         return [body]
 

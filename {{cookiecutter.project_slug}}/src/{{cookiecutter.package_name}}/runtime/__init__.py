@@ -11,11 +11,13 @@ if sys.platform == "win32":
 from . import broadcast, compute
 from .cli import command_line
 from .compute import RefusedError, task
+from .http.admin import add_admin_routes
 from .http.body import max_body
 from .http.typed import Routes
 from .options import Settings
 from .parts import Parts, service
 from .preload import PRELOADED, preloaded
+from .ready import add_ready_check
 from .settings import SettingsError, boolean, one_of, seconds, setting, size, whole
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "Routes",
     "Settings",
     "SettingsError",
+    "add_admin_routes",
+    "add_ready_check",
     "boolean",
     "broadcast",
     "command_line",

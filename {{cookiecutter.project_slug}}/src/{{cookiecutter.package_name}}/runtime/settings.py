@@ -165,6 +165,8 @@ class Settings(_Dataclass):
     lame_duck: float = setting(5.0, seconds(0))
     grace_period: float | None = setting(None, seconds(1))
     worker_timeout: float = setting(30.0, seconds(2))
+    ready_interval: float = setting(5.0, seconds(0.1))
+    ready_timeout: float = setting(2.0, seconds(0.1, 60))
     max_requests: int = setting(0, whole(0, 10**9))
 
     keepalive: float = setting(75.0, seconds(0))

@@ -6,6 +6,7 @@ Every worker serves it.
 import asyncio
 import gzip
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,19 @@ POLICY = (
 )
 # a client that takes it with any weight but 0
 GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?:$|,|;(?!\s*q=0(?:\.0*)?\s*(?:$|,)))", re.I).search
+
+
+OWN: web.AppKey[list[web.AbstractRouteDef]] = web.AppKey("admin_routes", list)
+SERVED = web.AppKey("served", web.Application)
+RESOURCES: web.AppKey[set[web.AbstractResource | None]] = web.AppKey("resources", set)
+
+
+def add_admin_routes(app: web.Application, routes: Iterable[web.AbstractRouteDef]) -> None:
+    """Add routes of one's own to the admin port. In their handlers, `request.app` is `app`.
+
+    They are not counted, not in the access log, and have none of the middlewares of `app`.
+    """
+    app.setdefault(OWN, []).extend(routes)
 
 
 class Pool(Protocol):
@@ -50,17 +64,27 @@ class Runner(bounds.Runner):
             if request._version not in bounds.VERSIONS:
                 return await bounds.refuse_version(request)
             request._match_info = match = await self.app.router.resolve(request)
+            if match.route.resource in self.app.get(RESOURCES, ()):
+                match.add_app(self.app[SERVED])
             return await match.handler(request)
 
         server.request_handler = handle
         return server
 
 
-def create_admin(pool: Pool, settings: Settings) -> web.Application:
+def create_admin(
+    pool: Pool, settings: Settings, served: web.Application | None = None
+) -> web.Application:
     """Build the admin application of a worker.
 
     Any worker answers for all of them: a scrape sums over the processes, and readiness is that of
     the pool. A worker that is recycled does not make the pod unready.
+
+    Args:
+        served: the Application beside it, which may have routes for here.
+
+    Raises:
+        ValueError: when one of these is taken.
     """
 
     async def alive(request: web.Request) -> web.Response:
@@ -101,4 +125,11 @@ def create_admin(pool: Pool, settings: Settings) -> web.Application:
     )
     if settings.admin_page:
         app.router.add_get("/", page)
+    if served is not None:
+        ours = {resource.canonical for resource in app.router.resources()}
+        own = served.get(OWN, [])
+        for route in own:
+            if isinstance(route, web.RouteDef) and route.path in ours:
+                raise ValueError(f"{route.path} is taken on the admin port; give another path")
+        app[SERVED], app[RESOURCES] = served, {route.resource for route in app.add_routes(own)}
     return app

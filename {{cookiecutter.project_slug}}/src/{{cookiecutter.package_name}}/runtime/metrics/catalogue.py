@@ -35,6 +35,13 @@ INFO = Gauge(
     multiprocess_mode="livemax",
 )
 
+READY = Gauge(
+    "ready_check",
+    "1 while the check passes, 0 while it fails in any worker.",
+    ["check"],
+    multiprocess_mode="livemin",
+)
+
 WORKERS = Gauge(
     "workers", "Web workers wanted, and serving.", ["state"], multiprocess_mode="livesum"
 )

@@ -14,7 +14,7 @@ from wsgiref.types import WSGIApplication
 
 from aiohttp import web
 
-from .. import preload
+from .. import preload, ready
 from ..broadcast import hub
 from ..compute import server as compute
 from ..http import admin, bounds, edge, proxies
@@ -58,9 +58,16 @@ def web_pool(
             application[preload.PRELOADED] = preload.preloaded()
             for place, context in enumerate(held):
                 application.cleanup_ctx.insert(place, context)
+            readiness = ready.Readiness(
+                application,
+                scoreboard,
+                interval=settings.ready_interval,
+                patience=settings.ready_timeout,
+            )
             return Served(
                 edge.Runner(application, limited, seen_through),
-                admin.create_admin(scoreboard, settings),
+                admin.create_admin(readiness, settings, application),
+                readiness,
                 hub.sockets,
             )
 

@@ -27,11 +27,12 @@ class Scoreboard:
     """Rows of workers, and whether the whole pool is shutting down."""
 
     def __init__(self) -> None:
-        cells = memoryview(mmap.mmap(-1, 4 * (3 * ROWS + 2))).cast("i")
+        cells = memoryview(mmap.mmap(-1, 4 * (4 * ROWS + 2))).cast("i")
         self._states = cells[:ROWS]
         self._connections = cells[ROWS : 2 * ROWS]
         self._moves = cells[2 * ROWS : 3 * ROWS]
-        self._pool = cells[3 * ROWS :]  # shutting down, number of rows in use so far
+        self._failing = cells[3 * ROWS : 4 * ROWS]
+        self._pool = cells[4 * ROWS :]  # shutting down, number of rows in use so far
 
     @property
     def shutting_down(self) -> bool:
@@ -68,6 +69,14 @@ class Scoreboard:
 
     def set_state(self, row: int, state: State) -> None:
         self._states[row] = state
+
+    def set_failing(self, row: int, checks: int) -> None:
+        """Which readiness checks fail in a worker, a bit for each."""
+        self._failing[row] = checks
+
+    def failing(self) -> list[int]:
+        """The same, of every worker that serves."""
+        return [self._failing[row] for row in self._serving()]
 
     def set_connections(self, row: int, number: int) -> None:
         self._connections[row] = number

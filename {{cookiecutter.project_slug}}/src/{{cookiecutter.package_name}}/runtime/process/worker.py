@@ -23,6 +23,7 @@ from ..clock import Clock, timeout
 from ..http import admin as admin_port
 from ..http.edge import Runner
 from ..metrics import catalogue, loop, slots
+from ..ready import Readiness
 from .acceptor import Acceptor
 from .children import separate, stay_deaf
 from .scoreboard import HEARTBEAT, Scoreboard, State
@@ -44,6 +45,7 @@ class Served(NamedTuple):
 
     runner: Runner
     admin: web.Application
+    readiness: Readiness
     sockets: Callable[[], list[Any]]  # of its own, besides those of the two ports
 
 
@@ -140,6 +142,7 @@ class WebWorker(Worker):
             self.scoreboard.set_state(self.row, State.OVERDUE)
             why = f"create_app() took longer than WORKER_TIMEOUT={settings.worker_timeout:g}"
             raise TimeoutError(why) from error
+        self._show_failing(await served.readiness.ask())
         self._runner, self._sockets = served.runner, served.sockets
         self._admin = admin_port.Runner(served.admin, access_log=None, shutdown_timeout=1)
         await self._admin.setup()
@@ -153,9 +156,13 @@ class WebWorker(Worker):
         self._watch = asyncio.ensure_future(
             loop.watch(lambda: len(server.connections), lambda: server.requests_count)
         )
+        self._asking = asyncio.ensure_future(served.readiness.watch(self._show_failing))
         self.booted = True
         catalogue.WORKER_BOOTS.inc()
         self._tell(State.SERVING)
+
+    def _show_failing(self, checks: int) -> None:
+        self.scoreboard.set_failing(self.row, checks)
 
     def _tell(self, state: State) -> None:
         """Show the state to the arbiter, and wake it."""
@@ -182,6 +189,7 @@ class WebWorker(Worker):
     async def _drain(self) -> None:
         settings = self.app.settings
         whole_pool = self.scoreboard.shutting_down
+        self._asking.cancel()
         self._server.closing = True
         if whole_pool and not self._quick.is_set():
             # still accepting, as the balancer has yet to hear of it

@@ -56,4 +56,4 @@ def watch() -> None:
             break
         if changes:
             os.kill(service, signal.SIGHUP)
-    os._exit(0)
+    sys.exit()

@@ -17,7 +17,7 @@ from overlay import PACKAGE
 
 Start = Callable[..., Service]
 
-VIEWS = """
+APP = """
 import asyncio, os
 from aiohttp import web
 from .runtime import compute
@@ -39,6 +39,11 @@ async def stop(request):
     found = 41
     breakpoint()
     return web.json_response({"found": found, "patience": os.environ["WORKER_TIMEOUT"]})
+
+async def create_app():
+    app = web.Application()
+    app.add_routes(routes)
+    return app
 """
 TASKS = """
 from .runtime import task
@@ -59,7 +64,7 @@ class Dev:
 
     def __init__(self, folder: Path, **env: str) -> None:
         self.code = copy_code(folder / "code")
-        self.views = self.code / PACKAGE / "views.py"
+        self.app = self.code / PACKAGE / "app.py"
         self.tasks = self.code / PACKAGE / "tasks.py"
         self.tasks.write_text(TASKS)
         self.save("VERSION = 1\n")
@@ -85,7 +90,7 @@ class Dev:
         self.service.process = self.process
 
     def save(self, first: str) -> None:
-        self.views.write_text(first + VIEWS)
+        self.app.write_text(first + APP)
 
     def says(self, pattern: str) -> re.Match[str] | None:
         """Whether the terminal has shown it so far."""
@@ -146,7 +151,7 @@ def test_what_is_broken_does_not_and_is_said_once_and_in_short(dev: Callable[...
     assert one.says("\x1b\\[31mERROR\x1b\\[0m .*cannot reload, the old version goes on")
     said = one.shown[one.shown.index("cannot reload") :]
     assert len(said.splitlines()) <= 6, said
-    assert "views.py" in said
+    assert "app.py" in said
     one.save("VERSION = 2\n")
     wait_for(lambda: one.version() == 2)
     assert one.shown.count("SyntaxError") == 1

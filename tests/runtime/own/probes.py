@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -50,7 +49,8 @@ async def leave(request: web.Request) -> web.Response:
 @routes.get("/probe/orphan")
 async def orphan(request: web.Request) -> web.Response:
     """Leave a process behind whose parent ends before it does."""
-    shell = await asyncio.create_subprocess_shell("sleep 600 & echo $!", stdout=subprocess.PIPE)
+    # asyncio would wait for the end of a pipe too
+    shell = await asyncio.create_subprocess_shell("sleep 600 >/dev/null 2>&1 &")
     await shell.wait()
     return web.json_response({})
 

@@ -10,7 +10,11 @@ from test_answers import DEFAULT, RICHEST
 
 HERE = Path(__file__).with_name("runtime")
 FILES = sorted(file.name for file in HERE.glob("test_*.py"))
-ONCE = {"test_hostile_fuzz.py", "test_soak.py"}  # what the richest has besides is in them too
+ONCE = {
+    "test_hostile_fuzz.py",
+    "test_recipes.py",
+    "test_soak.py",
+}  # what the richest has besides is in them too
 RUNS = [("default", DEFAULT, f) for f in FILES if not f.startswith("test_job") and f not in ONCE]
 RUNS += [("richest", RICHEST, f) for f in FILES]
 

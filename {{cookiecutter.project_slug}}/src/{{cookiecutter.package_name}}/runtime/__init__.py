@@ -18,6 +18,7 @@ from .options import Settings
 from .parts import Parts, service
 from .preload import PRELOADED, preloaded
 from .ready import add_ready_check
+from .schedule import every
 from .settings import SettingsError, boolean, one_of, seconds, setting, size, whole
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "broadcast",
     "command_line",
     "compute",
+    "every",
     "max_body",
     "one_of",
     "preloaded",

@@ -218,7 +218,8 @@ def _serve(arguments: argparse.Namespace, settings: Settings, parts: Parts) -> N
         INFO.labels(*service()).set(1)
         here = (settings.compute_url or "").startswith("unix:")  # then web workers speak for it
         pools = 2 if command == "serve" and here else 1
-        web = Service(partial(web_pool, contexts=options.contexts, pools=pools), settings, parts)
+        make_web = partial(web_pool, contexts=options.contexts, claim=options.claim, pools=pools)
+        web = Service(make_web, settings, parts)
         compute = Service(partial(compute_pool, pools=pools), settings, parts)
         match command:
             case "web":

@@ -42,6 +42,11 @@ READY = Gauge(
     multiprocess_mode="livemin",
 )
 
+SCHEDULED_RUNS = Counter(
+    "scheduled_runs", "Runs of scheduled work, by how they ended.", ["work", "outcome"]
+)
+SCHEDULED_SECONDS = Histogram("scheduled_run_seconds", "Time that a run took.", ["work"])
+
 WORKERS = Gauge(
     "workers", "Web workers wanted, and serving.", ["state"], multiprocess_mode="livesum"
 )

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LOCK_FILE = "slots.lock"
 MAX_SLOTS = 4096
+LEADER = MAX_SLOTS + 1  # the byte that the one process holds that leads the others
 JUST_MADE = 60.0  # seconds
 COUNTS = "counts"  # a slot's files: what its next holder goes on with,
 LAST = "last"  # what stays until there is a next holder,
@@ -124,6 +125,16 @@ def join(folder: Path) -> None:
 def installed() -> bool:
     """Whether there is a folder to count in."""
     return _lock_fd >= 0
+
+
+def lead() -> bool:
+    """Whether this process leads, from now on until it ends or follows; one does at a time."""
+    return _lock(LEADER)
+
+
+def follow() -> None:
+    """Let another process lead."""
+    _unlock(LEADER)
 
 
 def folder() -> Path:

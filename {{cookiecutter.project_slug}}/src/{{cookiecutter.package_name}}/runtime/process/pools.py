@@ -14,7 +14,7 @@ from wsgiref.types import WSGIApplication
 
 from aiohttp import web
 
-from .. import preload, ready
+from .. import preload, ready, schedule
 from ..broadcast import hub
 from ..compute import server as compute
 from ..http import admin, bounds, edge, proxies
@@ -36,12 +36,17 @@ Context = Callable[[web.Application], AsyncIterator[None]]
 
 
 def web_pool(
-    settings: Settings, parts: Parts, contexts: Callable[[Any], list[Context]], pools: int = 1
+    settings: Settings,
+    parts: Parts,
+    contexts: Callable[[Any], list[Context]],
+    claim: schedule.Claim,
+    pools: int = 1,
 ) -> Pool:
     """Workers that serve the public port and the admin port.
 
     Args:
         contexts: what every worker holds open around the user's Application, with these settings.
+        claim: asks whether this pod takes a turn of scheduled work.
         pools: how many there are within the same memory limit.
     """
     import_module(settings.event_loop)
@@ -68,6 +73,7 @@ def web_pool(
                 edge.Runner(application, limited, seen_through),
                 admin.create_admin(readiness, settings, application),
                 readiness,
+                schedule.Schedule(application, claim),
                 hub.sockets,
             )
 

@@ -24,6 +24,7 @@ from ..http import admin as admin_port
 from ..http.edge import Runner
 from ..metrics import catalogue, loop, slots
 from ..ready import Readiness
+from ..schedule import Schedule
 from .acceptor import Acceptor
 from .children import separate, stay_deaf
 from .scoreboard import HEARTBEAT, Scoreboard, State
@@ -46,6 +47,7 @@ class Served(NamedTuple):
     runner: Runner
     admin: web.Application
     readiness: Readiness
+    schedule: Schedule
     sockets: Callable[[], list[Any]]  # of its own, besides those of the two ports
 
 
@@ -156,6 +158,8 @@ class WebWorker(Worker):
         self._watch = asyncio.ensure_future(
             loop.watch(lambda: len(server.connections), lambda: server.requests_count)
         )
+        self._schedule = served.schedule
+        self._keeping = asyncio.ensure_future(self._schedule.keep())
         self._asking = asyncio.ensure_future(served.readiness.watch(self._show_failing))
         self.booted = True
         catalogue.WORKER_BOOTS.inc()
@@ -190,6 +194,7 @@ class WebWorker(Worker):
         settings = self.app.settings
         whole_pool = self.scoreboard.shutting_down
         self._asking.cancel()
+        self._keeping.cancel()
         self._server.closing = True
         if whole_pool and not self._quick.is_set():
             # still accepting, as the balancer has yet to hear of it
@@ -212,6 +217,7 @@ class WebWorker(Worker):
         )
         await self._until_quiet(limit)
         ending.cancel()
+        await self._schedule.finish(max(limit - self._clock.look(), 0))
         await self._server.shutdown(STRAGGLERS)
         await self._until(end, "on_cleanup", self._runner.app.cleanup())
         await self._admin.cleanup()

@@ -11,7 +11,9 @@ from test_answers import DEFAULT, RICHEST
 HERE = Path(__file__).with_name("runtime")
 FILES = sorted(file.name for file in HERE.glob("test_*.py"))
 ONCE = {
+    "test_dev.py",
     "test_hostile_fuzz.py",
+    "test_ready.py",
     "test_recipes.py",
     "test_soak.py",
 }  # what the richest has besides is in them too

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Service, copy_code, wait_for
-from overlay import PACKAGE
+from overlay import HAS_JOBS, PACKAGE
 
 Start = Callable[..., Service]
 
@@ -55,12 +55,14 @@ async def create_app():
 
 
 @pytest.fixture
-def begin(start: Start, tmp_path: Path) -> Start:
+def begin(start: Start, tmp_path: Path, request: pytest.FixtureRequest) -> Start:
     code = copy_code(tmp_path / "own")
     (code / PACKAGE / "app.py").write_text(APP)
 
+    redis = request.getfixturevalue("redis").env if HAS_JOBS else {}
+
     def begin(work: str, **env: Any) -> Service:
-        return start("web", code=code, WORK=work, **{"WEB_CONCURRENCY": "3", **env})
+        return start("web", code=code, WORK=work, **{"WEB_CONCURRENCY": "3", **redis, **env})
 
     return begin
 

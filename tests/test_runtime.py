@@ -13,6 +13,7 @@ FILES = sorted(file.name for file in HERE.glob("test_*.py"))
 ONCE = {
     "test_dev.py",
     "test_hostile_fuzz.py",
+    "test_moving_in.py",
     "test_ready.py",
     "test_recipes.py",
     "test_soak.py",

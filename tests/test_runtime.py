@@ -15,8 +15,10 @@ ONCE = {
     "test_hostile_fuzz.py",
     "test_moving_in.py",
     "test_ready.py",
+    "test_openapi.py",
     "test_recipes.py",
     "test_soak.py",
+    "test_typed.py",
 }  # what the richest has besides is in them too
 RUNS = [("default", DEFAULT, f) for f in FILES if not f.startswith("test_job") and f not in ONCE]
 RUNS += [("richest", RICHEST, f) for f in FILES]

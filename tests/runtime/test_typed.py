@@ -7,6 +7,7 @@ import functools
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -71,18 +72,17 @@ def test_a_query_has_defaults_lists_enums_and_times() -> None:
     assert found["shelf"] == 7
     assert found["options"] == {
         "path": "/typed/shelves/7/books",
-        **dict.fromkeys(["language", "since", "from", "isbn"]),
+        **dict.fromkeys(["language", "from", "isbn"]),
         "limit": 10,
         "tags": [],
         "order": "title",
         "weight": 1.0,
     }
     uuid = "12345678-1234-5678-1234-567812345678"
-    query = "limit=3&tags=a&tags=b&language=fr&since=2026-01-02T03:04:05Z&from=2026-01-02"
+    query = "limit=3&tags=a&tags=b&language=fr&from=2026-01-02"
     found = ask("GET", f"/typed/shelves/1/books?{query}&order=pages&weight=2&isbn={uuid}").json
     assert found["options"] == {
         "path": "/typed/shelves/1/books",
-        "since": "2026-01-02T03:04:05Z",
         "from": "2026-01-02",
         "limit": 3,
         "tags": ["a", "b"],
@@ -93,19 +93,43 @@ def test_a_query_has_defaults_lists_enums_and_times() -> None:
     }
 
 
+def test_times_come_with_their_zones() -> None:
+    routes = runtime.Routes()
+
+    @routes.get("/")
+    async def look(at: datetime, longest: timedelta = timedelta(hours=1)) -> datetime:
+        return at + longest
+
+    assert ask("GET", "/?at=2026-01-02T03:04:05Z", routes=routes).json == "2026-01-02T04:04:05Z"
+    assert ask("GET", "/?at=2026-01-02T03:04:05%2B02:00&longest=PT1M", routes=routes).json == (
+        "2026-01-02T03:05:05+02:00"
+    )
+    wrong = mistakes(ask("GET", "/?at=then&longest=long", routes=routes))
+    assert wrong == {
+        "/query/at": "Invalid RFC3339 encoded datetime",
+        "/query/longest": "Invalid ISO8601 duration",
+    }
+
+
+def test_a_text_is_never_none() -> None:
+    wrong = mistakes(ask("GET", "/typed/shelves/1/books?language=null&isbn=null"))
+    assert wrong.keys() == {"/query/language", "/query/isbn"}
+
+
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    query = "limit=0&tags=a&language=it&since=then&weight=heavy&order=x&isbn=1"
+    query = "limit=0&tags=a&language=it&weight=heavy&order=x&isbn=1"
     assert mistakes(ask("GET", f"/typed/shelves/top/books?{query}")) == {
         "/path/shelf": "Expected `int`, got 'top'",
         "/query/limit": "Expected `int` >= 1",
         "/query/language": "Invalid enum value 'it'",
-        "/query/since": "Invalid RFC3339 encoded datetime",
         "/query/weight": "Expected `float`, got 'heavy'",
         "/query/order": "Invalid enum value 'x'",
         "/query/isbn": "Invalid UUID",
     }
     missing = mistakes(ask("GET", "/typed/required"))
     assert missing == {"/query/number": "is missing", "/query/when": "is missing"}
+    twice = mistakes(ask("GET", "/typed/required?number=1&number=2&when=2026-01-01"))
+    assert twice == {"/query/number": "Expected `int`, got `array`"}
     both = mistakes(ask("POST", "/typed/shelves/top/books", {"title": 5}))
     assert both.keys() == {"/path/shelf", "/body/title"}
 

@@ -1,7 +1,7 @@
 """Tasks as a user has them."""
 
 from . import child_probes as child_probes  # its tasks
-from .runtime import task
+from .runtime import RefusedError, task
 
 
 @task
@@ -13,3 +13,8 @@ def primes(limit: int) -> int:
             multiples = range(number * number, limit + 1, number)
             sieve[multiples.start :: number] = bytes(len(multiples))
     return sum(sieve[: limit + 1])
+
+
+@task
+def brew() -> int:
+    raise RefusedError(409, "it is not a teapot")

@@ -1,6 +1,6 @@
 """Endpoints whose annotations say what they take and give: a few shelves of books, in memory."""
 
-from datetime import date, datetime
+from datetime import date
 from enum import Enum
 from typing import Annotated, Literal
 from uuid import UUID
@@ -9,7 +9,7 @@ from aiohttp import web
 from msgspec import Meta, Struct, field
 
 from .runtime import Routes, compute, max_body
-from .tasks import primes
+from .tasks import brew, primes
 
 routes = Routes()
 
@@ -62,14 +62,13 @@ async def find(
     limit: Annotated[int, Meta(ge=1, le=100, description="how many")] = 10,
     tags: list[str] = [],  # noqa: B006
     language: Language | None = None,
-    since: datetime | None = None,
     from_: date | None = None,
     order: Literal["title", "pages"] = "title",
     weight: float = 1.0,
     isbn: UUID | None = None,
 ) -> Found:
     """Look for books."""
-    options = {"limit": limit, "tags": tags, "language": language, "since": since}
+    options = {"limit": limit, "tags": tags, "language": language}
     options |= {"from": from_, "order": order, "weight": weight, "isbn": isbn}
     return Found(shelf, {**options, "path": request.path})
 
@@ -101,3 +100,9 @@ async def required(number: int, when: date) -> web.Response | dict[str, int]:
 async def count(limit: Annotated[int, Meta(ge=0, le=10_000)]) -> int:
     """How many primes are there up to this number?"""
     return await compute.run(primes, limit)
+
+
+@routes.get("/typed/refused")
+async def refused() -> int:
+    """What its task does not want."""
+    return await compute.run(brew)

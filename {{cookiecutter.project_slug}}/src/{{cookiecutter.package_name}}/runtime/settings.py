@@ -152,6 +152,7 @@ class Settings(_Dataclass):
     admin_host: str = setting("0.0.0.0", address)
     admin_port: int = setting(8081, whole(1, 65535))
     admin_page: bool = setting(True, boolean)
+    api_docs: bool = setting(False, boolean)
     backlog: int = setting(2048, whole(1, 65535))
 
     web_concurrency: int | None = setting(None, whole(1, 512))

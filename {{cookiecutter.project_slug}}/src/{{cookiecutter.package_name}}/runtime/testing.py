@@ -19,7 +19,7 @@ from aiohttp.test_utils import BaseTestServer, TestClient
 from pytest_aiohttp.plugin import AiohttpClient
 
 from . import options, preload
-from .http import bounds, edge
+from .http import bounds, edge, openapi
 from .parts import PACKAGE, Parts
 
 Client = TestClient[Any, Any]
@@ -46,6 +46,8 @@ def _parts() -> Parts:
 async def _server() -> Server:
     app = await _parts().load_create_app()()
     app[preload.PRELOADED] = preload.preloaded()
+    if _parts().load_settings().from_env().api_docs:
+        openapi.add_to(app)
     return Server(app)
 
 

@@ -3,9 +3,10 @@
 import json
 import re
 from http.client import responses
-from typing import Any
 
+import msgspec
 from aiohttp import web
+from msgspec import Struct
 
 from .. import logs
 
@@ -14,37 +15,48 @@ PROBLEM = "application/problem+json"
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 
 
-def problem(status: int, detail: str, **more: Any) -> str:
-    """As JSON; `more` are members of this kind of error's own."""
-    return json.dumps(
-        {
-            "type": "about:blank",
-            "title": responses.get(status, "Error"),
-            "status": status,
-            "detail": detail,
-            "request_id": logs.current_id(),
-            **more,
-        }
-    )
+class Mistake(Struct):
+    """One mistake in a request."""
+
+    pointer: str  # a JSON Pointer into an object of the path, query and body
+    detail: str
 
 
-def mistake(place: str, error: Exception, text: object = None) -> dict[str, str]:
-    """One mistake in a request: a JSON Pointer to its place, and what msgspec says.
+class Problem(Struct, omit_defaults=True):
+    """What is wrong."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[Mistake] = []
+
+
+def problem(status: int, detail: str, errors: list[Mistake] | None = None) -> str:
+    """A Problem as JSON."""
+    title = responses.get(status, "Error")
+    found = Problem("about:blank", title, status, detail, logs.current_id(), errors or [])
+    return json.dumps(msgspec.to_builtins(found))
+
+
+def mistake(place: str, error: Exception, text: object = None) -> Mistake:
+    """What msgspec says is wrong.
 
     Args:
-        place: a JSON Pointer into an object of the request's path, query and body.
-        text: what was given there, where all that can be given is text.
+        place: a JSON Pointer to what it was given.
+        text: that, where all that can be given is text.
     """
     detail, _, path = str(error).partition(" - at `")
     if text is not None:
         detail = detail.replace("got `str`", f"got {text!r:.100}")
     for name, number in _STEP.findall(path.rstrip("`").partition("[...]")[0]):
         place += "/" + (number or name.replace("~", "~0").replace("/", "~1"))
-    return {"pointer": place, "detail": detail}
+    return Mistake(place, detail)
 
 
-def refusal(mistakes: list[dict[str, str]]) -> web.HTTPException:
+def refusal(mistakes: list[Mistake]) -> web.HTTPException:
     """The answer to a request with these mistakes."""
-    detail = "; ".join(f"{one['pointer']}: {one['detail']}" for one in mistakes)
-    text = problem(422, detail, errors=mistakes)
+    detail = "; ".join(f"{one.pointer}: {one.detail}" for one in mistakes)
+    text = problem(422, detail, mistakes)
     return web.HTTPUnprocessableEntity(text=text, content_type=PROBLEM)

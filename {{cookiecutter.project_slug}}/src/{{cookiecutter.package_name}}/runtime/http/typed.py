@@ -21,12 +21,11 @@ from aiohttp import hdrs, web
 from aiohttp.web_request import BaseRequest
 from msgspec import NODEFAULT, DecodeError, Struct, ValidationError, field
 
-from .openapi import schemas
-from .problem import mistake, refusal
+from .openapi import JSON, schemas, sent
+from .problem import Mistake, mistake, refusal
 
 F = TypeVar("F", bound=Callable[..., Any])
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-JSON = "application/json"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -82,7 +81,8 @@ class Call:
                 default = NODEFAULT if parameter.default is parameter.empty else parameter.default
                 self._take(Parameter(name, key, hints[name], default, place, several), method)
         self._give(hints.get("return", web.Response))
-        schemas([*self.answers, *(one.hint for one in (self.body, *self.parameters) if one)])
+        self.hints = [*self.answers, *(p.hint for p in (self.body, *self.parameters) if p)]
+        schemas(self.hints)
         fields = [(p.name, p.hint, field(default=p.default, name=p.key)) for p in self.parameters]
         self._values = msgspec.defstruct("Values", fields, kw_only=True)
         self._decode = msgspec.json.Decoder(self.body.hint if self.body else Any).decode
@@ -92,7 +92,7 @@ class Call:
             if sum(map(_is_list, _classes(one.hint))) > (one.place == "query"):
                 what = inspect.formatannotation(one.hint)
                 raise TypeError(f"{one.name}: {what} is no body, and fits in no {one.place}")
-            self.parameters.append(one)
+            self.parameters.append(one._replace(hint=sent(one.hint)))
         elif self.body or method in (hdrs.METH_GET, hdrs.METH_HEAD):
             why = f"{self.body.name} is it" if self.body else f"{method} has none"
             raise TypeError(f"{one.name} would be the body, but {why}")
@@ -111,12 +111,12 @@ class Call:
         if self.status not in range(200, 300):
             raise TypeError(f"{self.status} is no status of success")
 
-    def _given(self, request: web.Request, mistakes: list[dict[str, str]]) -> dict[str, Any]:
+    def _given(self, request: web.Request, mistakes: list[Mistake]) -> dict[str, Any]:
         """The values from path and query; what is wrong with them is added to `mistakes`."""
         query, texts = request.query, dict[str, Any](request.match_info)
         for one in self.parameters:
-            if one.place == "query" and one.key in query:
-                texts[one.key] = query.getall(one.key) if one.several else query[one.key]
+            if one.place == "query" and (values := query.getall(one.key, None)):
+                texts[one.key] = values if one.several or len(values) > 1 else values[0]
         try:
             return msgspec.structs.asdict(msgspec.convert(texts, self._values, strict=False))
         except ValidationError:
@@ -133,7 +133,7 @@ class Call:
 
     async def arguments(self, request: web.Request) -> dict[str, Any]:
         """Those of the handler. Raises web.HTTPException when they are wrong."""
-        mistakes: list[dict[str, str]] = []
+        mistakes: list[Mistake] = []
         arguments: dict[str, Any] = {self.request: request} if self.request else {}
         if self.parameters:
             arguments |= self._given(request, mistakes)

@@ -17,7 +17,7 @@ from aiohttp import web
 from .. import preload, ready, schedule
 from ..broadcast import hub
 from ..compute import server as compute
-from ..http import admin, bounds, edge, proxies
+from ..http import admin, bounds, edge, openapi, proxies
 from ..metrics import catalogue, slots
 from ..parts import Parts
 from ..settings import Settings
@@ -61,6 +61,8 @@ def web_pool(
         async def build(scoreboard: Scoreboard) -> Served:
             application = await create_app()
             application[preload.PRELOADED] = preload.preloaded()
+            if settings.api_docs:
+                openapi.add_to(application)
             for place, context in enumerate(held):
                 application.cleanup_ctx.insert(place, context)
             readiness = ready.Readiness(

@@ -1,16 +1,21 @@
 """What the API says of itself, and the page to try it on."""
 
+import asyncio
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from browser import browse
 from conftest import Service
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 Start = Callable[..., Service]
+WIDTHS = (1280, 390)
 BOOKS = "/typed/shelves/{shelf}/books"
 
 
@@ -84,3 +89,39 @@ def test_the_service_does_what_it_says(service: Service, tmp_path: Path) -> None
         check=False,
     )
     assert asked.returncode == 0, asked.stdout + asked.stderr
+
+
+def test_a_call_is_made_on_the_page(service: Service, tmp_path: Path) -> None:
+    async def look() -> None:
+        async with browse(f"{service.url}/docs", tmp_path) as page:
+            await page.wait_for("document.querySelectorAll('.operation').length > 20")
+            await page.evaluate(
+                f"operation = document.getElementById('post {BOOKS}'), operation.open = true"
+            )
+            body = await page.evaluate("operation.querySelector('textarea').value")
+            assert json.loads(body)["title"] == "Emma"
+            await page.evaluate("operation.querySelector('[data-in=path]').value = '7'")
+            await page.evaluate("operation.querySelector('button').click()")
+            await page.wait_for("operation.querySelector('.status')?.textContent == '201 Created'")
+            shown = await page.evaluate("operation.querySelector('.body').textContent")
+            assert json.loads(shown)["title"] == "Emma"
+
+            # what is wrong is shown with its place
+            await page.evaluate("operation.querySelector('[data-in=path]').value = 'top'")
+            await page.evaluate("operation.querySelector('button').click()")
+            await page.wait_for("operation.querySelector('.status').textContent.startsWith('422')")
+            assert "/path/shelf" in await page.evaluate("operation.innerText")
+
+            for width in WIDTHS:
+                for dark in (False, True):
+                    await page.resize(width, 900, dark=dark)
+                    assert await page.evaluate("document.documentElement.scrollWidth") <= width
+
+    asyncio.run(look())
+
+
+def test_the_page_is_small_and_asks_nobody_else(service: Service) -> None:
+    page = service.get("/docs")
+    assert len(page.body) < 20_000
+    assert not re.search(rb"https?:|src=|@import", page.body)
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]

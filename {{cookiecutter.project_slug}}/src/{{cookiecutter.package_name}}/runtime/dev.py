@@ -15,6 +15,7 @@ A_DAY = "86400"  # seconds
 SUITABLE = {
     "HOST": "127.0.0.1",
     "ADMIN_HOST": "127.0.0.1",
+    "API_DOCS": "true",
     "WEB_CONCURRENCY": "1",
     "COMPUTE_CONCURRENCY": "1",
     "LAME_DUCK": "0",

@@ -5,7 +5,7 @@
 
 A parameter is the request (by name or type), a variable of the path (by name), the body (a Struct,
 or a list or dict of them), or else one of the query; `from_` is `?from=`. What comes back is sent
-as JSON, None as a 204. A handler that takes the request and gives a response is left as it is.
+as JSON, None as a 204. Handlers of aiohttp's own kind, of a request to a response, are left alone.
 """
 
 import inspect
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args,
 
 import msgspec
 from aiohttp import hdrs, web
-from aiohttp.web_request import BaseRequest
 from msgspec import NODEFAULT, DecodeError, Struct, ValidationError, field
 
 from .openapi import JSON, schemas, sent
@@ -61,16 +60,15 @@ class Call:
     """What a handler takes and gives. Raises TypeError where an annotation says what cannot be."""
 
     def __init__(self, handler: Callable[..., Any], method: str, path: str) -> None:
-        self.request = ""  # the name of that parameter
+        self.request, self.status = "", 200  # the parameter's name, the answer's status
         self.body: Parameter | None = None
         self.parameters: list[Parameter] = []  # the others
         self.answers: list[Any] = []  # the types of what is sent as JSON
-        self.status = 200
         variables = web.DynamicResource(path).get_info()["pattern"].groupindex
         hints = typing.get_type_hints(handler, include_extras=True)
         for name, parameter in inspect.signature(handler).parameters.items():
             classes = [*_classes(hints.get(name))]
-            if name == "request" or (classes and issubclass(classes[0], BaseRequest)):
+            if name == "request" or (classes and issubclass(classes[0], web.BaseRequest)):
                 self.request = name
             elif name not in hints or parameter.kind not in _BY_NAME:
                 raise TypeError(f"{parameter}: give it a type, and let it be passed by name")
@@ -79,7 +77,8 @@ class Call:
                 place = "body" if any(map(_is_object, classes)) else "query"
                 place = "path" if key in variables else place
                 default = NODEFAULT if parameter.default is parameter.empty else parameter.default
-                self._take(Parameter(name, key, hints[name], default, place, several), method)
+                hint = hints[name] if place == "body" else sent(hints[name])
+                self._take(Parameter(name, key, hint, default, place, several), method)
         self._give(hints.get("return", web.Response))
         self.hints = [*self.answers, *(p.hint for p in (self.body, *self.parameters) if p)]
         schemas(self.hints)
@@ -89,10 +88,11 @@ class Call:
 
     def _take(self, one: Parameter, method: str) -> None:
         if one.place != "body":
-            if sum(map(_is_list, _classes(one.hint))) > (one.place == "query"):
-                what = inspect.formatannotation(one.hint)
-                raise TypeError(f"{one.name}: {what} is no body, and fits in no {one.place}")
-            self.parameters.append(one._replace(hint=sent(one.hint)))
+            classes = [*_classes(one.hint)]
+            lists, what = sum(map(_is_list, classes)), inspect.formatannotation(one.hint)
+            if any(map(_is_object, classes)) or lists > (one.place == "query"):
+                raise TypeError(f"{one.name}: {what} fits in no {one.place}")
+            self.parameters.append(one)
         elif self.body or method in (hdrs.METH_GET, hdrs.METH_HEAD):
             why = f"{self.body.name} is it" if self.body else f"{method} has none"
             raise TypeError(f"{one.name} would be the body, but {why}")
@@ -132,9 +132,9 @@ class Call:
             return {}
 
     async def arguments(self, request: web.Request) -> dict[str, Any]:
-        """Those of the handler. Raises web.HTTPException when they are wrong."""
-        mistakes: list[Mistake] = []
+        """Those of the handler. Raises web.HTTPException where they are wrong."""
         arguments: dict[str, Any] = {self.request: request} if self.request else {}
+        mistakes: list[Mistake] = []
         if self.parameters:
             arguments |= self._given(request, mistakes)
         if self.body and ((data := await request.read()) or self.body.default is NODEFAULT):

@@ -19,6 +19,12 @@ PRIVATE = {
         "_waiter": "what the task waits on while there is no request",
         "_handle_request": "calls the handler and sends its response",
         "_request_count": "how many requests the connection had",
+        "_drain_helper": "waits until the client has taken enough",
+        "_paused": "whether the client takes less than it is sent",
+        "_upgraded": "whether the client asked for another protocol",
+    },
+    "aiohttp.web_protocol:": {
+        "StreamWriter": "what writes a response, by the name that its maker looks up",
     },
     "aiohttp.web_server:Server": {
         "_connections": "the open connections",
@@ -38,8 +44,10 @@ PRIVATE = {
     },
     "aiohttp.web_request:Request": {
         "_client_max_size": "the largest body",
+        "_finish": "removes the files of a form",
         "_headers": "the head of the request",
         "_match_info": "the route that was found",
+        "_method": "the method",
         "_message": "the head as it was parsed",
         "_payload": "the body that is received",
         "_payload_writer": "what writes the response",
@@ -49,6 +57,16 @@ PRIVATE = {
         "_version": "that of HTTP, in which it is answered",
     },
     "aiohttp.web_response:Response": {
+        "_body": "the bytes of the body, or what gives them",
+        "_body_length": "the bytes that were written",
+        "_chunked": "whether it was asked to be sent in chunks",
+        "_compression": "whether it was asked to be compressed",
+        "_cookies": "the cookies that it sets",
+        "_eof_sent": "whether all of it was written",
+        "_headers": "the head of the response",
+        "_keep_alive": "whether the connection stays; None where nobody said",
+        "_reason": "the words behind the status",
+        "_status": "the status",
         "_must_be_empty_body": "whether the response has no body whatever its length says",
     },
     "aiohttp.web_ws:WebSocketResponse": {
@@ -56,6 +74,9 @@ PRIVATE = {
     },
     "aiohttp.web_urldispatcher:UrlMappingMatchInfo": {
         "_apps": "the Application and its subapplications on the way to the route",
+    },
+    "aiohttp.http_writer:": {
+        "_serialize_headers": "the bytes of a head",
     },
     "aiohttp.http_writer:StreamWriter": {
         "_compress": "what compresses the body",

@@ -34,7 +34,8 @@ REASONS = (
 )
 for reason in REASONS:  # shown from the beginning, as none closed
     CONNECTIONS_CLOSED.labels(reason)
-vars(web_response)["SERVER_SOFTWARE"] = "aiohttp"  # `Server` named the versions of all
+SERVER = "aiohttp"
+vars(web_response)["SERVER_SOFTWARE"] = SERVER  # it named the versions of all
 
 VERSIONS = (HttpVersion11, HttpVersion10)
 LOOK = 1.0  # seconds between two looks at all connections

@@ -13,7 +13,7 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +262,21 @@ ROWS = [
     # clients that leave
     Row("a client that leaves", ask("/body/500"), aborted=("client",), leaves=True),
     Row("a websocket that is left", upgrade(), aborted=("client",), leaves=True),
+]
+# most responses of a connection that stays are sent in another way (Connection._send)
+CLOSES = b"\r\nConnection: close\r\n\r\n"
+ROWS += [
+    replace(
+        row,
+        name=f"{row.name}, and another",
+        sent=row.sent.replace(CLOSES, b"\r\n\r\n") + ask("/ok"),
+        answers=row.answers + 1,
+    )
+    for row in ROWS
+    if row.sent.startswith(b"GET")
+    and row.sent.endswith(CLOSES)
+    and not (row.aborted or row.mistake or row.leaves)
+    and row.name != "/bad-header-prepared"  # after which aiohttp's clients wait for ever
 ]
 
 

@@ -141,6 +141,7 @@ def test_what_is_saved_runs(dev: Callable[..., Dev], loop: str) -> None:
     one.save("VERSION = 3\n")
     wait_for(lambda: one.version() == 3)
     assert one.service.get("/settings").json() == {"debug": False, "own": ""}
+    assert one.service.get("/docs").status == 200
 
 
 def test_what_is_broken_does_not_and_is_said_once_and_in_short(dev: Callable[..., Dev]) -> None:

@@ -6,7 +6,6 @@ they are idle, and not before: the kernel's accept queue is the queue of tasks.
 
 import asyncio
 import errno
-import io
 import logging
 import select
 import socket
@@ -32,7 +31,8 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 PATIENCE = 0.03  # seconds for a TCP connection to be accepted by the kernel at the other end
-PIECE = 2**16  # bytes
+PIECE = 2**18  # bytes
+TRUSTED = 2**26  # bytes that are made ready for an answer because its head promises them
 ANSWER = 2**30  # bytes, up to which an answer is read without a pause: it is wanted whole
 
 
@@ -123,8 +123,10 @@ class _TcpSocket(socket.socket):
         super().connect(address)
 
 
+Answer = tuple[int, tuple[bytes | bytearray, str]]  # registry.Answer, as it was received
+
 # what takes the name of a task and its arguments, with their media type, to a pool
-_pool: Callable[[str, bytes, str], Awaitable[registry.Answer]] | None = None
+_pool: Callable[[str, bytes, str], Awaitable[Answer]] | None = None
 _down = False  # whether nobody was there the last time
 
 
@@ -163,7 +165,7 @@ async def inline(app: web.Application) -> AsyncIterator[None]:
     """For `cleanup_ctx`, in tests: while it is open, tasks run in this process, one at a time."""
     global _pool
 
-    async def answer(name: str, body: bytes, media_type: str) -> registry.Answer:
+    async def answer(name: str, body: bytes, media_type: str) -> Answer:
         task = registry.tasks[name]
         return task.answer(registry.read(body, media_type, task.parameters), media_type)
 
@@ -172,22 +174,44 @@ async def inline(app: web.Application) -> AsyncIterator[None]:
     _pool = outer
 
 
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    """So that other requests have their turns."""
+    view = memoryview(body)
+    for start in range(0, len(body), PIECE):
+        yield view[start : start + PIECE]
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes | bytearray:
+    """The body; a large one is put where it is to stay as it comes, which takes half the CPU."""
+    length = response.content_length or 0
+    if length <= PIECE:
+        return await response.read()
+    body, end = bytearray(min(length, TRUSTED)), 0
+    async for piece in response.content.iter_any():
+        body[end : end + len(piece)] = piece
+        end += len(piece)
+    del body[end:]
+    return body
+
+
 async def _post(
     session: aiohttp.ClientSession, seconds: float, name: str, body: bytes, media_type: str
-) -> registry.Answer:
+) -> Answer:
     headers = {
         "Content-Type": media_type,
         "Compute-Sent": str(time.monotonic()),  # for a pool on this machine, which has this clock
         "Compute-Timeout": str(seconds),
         "X-Request-ID": current_id(),
     }
-    # a large one in pieces, so that other requests have their turns
-    data = body if len(body) <= PIECE else io.BytesIO(body)
+    data: bytes | AsyncIterator[memoryview] = body
+    if len(body) > PIECE:
+        headers["Content-Length"] = str(len(body))
+        data = _pieces(body)
     try:
         async with timeout(seconds), asyncio.timeout(None) as patience:
             _patience.set(patience)
             async with session.post(f"/{name}", data=data, headers=headers) as response:
-                return response.status, (await response.read(), response.content_type)
+                return response.status, (await _whole(response), response.content_type)
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:
         catalogue.COMPUTE_TASKS.labels(name, "crashed").inc()
         raise WorkerDiedError(f"{name}: its worker died") from error
@@ -221,7 +245,7 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     if _pool is None:
         raise PoolDownError(f"{name}: this process has no pool; set COMPUTE_URL")
     try:
-        status, (body, media_type) = await _pool(name, body, media_type)
+        status, (answer, media_type) = await _pool(name, body, media_type)
     except PoolDownError as error:
         if not _down:
             _down = True
@@ -232,11 +256,11 @@ async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         log.error("the compute pool is back")
     try:
         if status == 200:
-            return registry.read(body, media_type, called.result).result  # type: ignore[no-any-return]
+            return registry.read(answer, media_type, called.result).result  # type: ignore[no-any-return]
         if status == 422:
-            refusal = registry.read(body, media_type, registry.Refusal)
+            refusal = registry.read(answer, media_type, registry.Refusal)
             raise registry.RefusedError(refusal.status, refusal.text)
-        failure = registry.read(body, media_type, registry.Failure)
+        failure = registry.read(answer, media_type, registry.Failure)
     except ValueError as error:
         raise ComputeError(
             f"{name}: the pool answered {status}, as {media_type} that is unknown here: {error}"

@@ -53,7 +53,7 @@ def write(message: object, media_type: str) -> tuple[bytes, str]:
     return json.dumps(plain(message)).encode(), JSON
 
 
-def read(body: bytes, media_type: str, kind: type[M]) -> M:
+def read(body: bytes | bytearray, media_type: str, kind: type[M]) -> M:
     """What was written.
 
     Raises:

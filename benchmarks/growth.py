@@ -123,9 +123,7 @@ def main() -> None:
 
 
 def text(loads: dict[tuple[int, int], list[Load]], rests: dict[tuple[int, int], list[Held]]) -> str:
-    lines = [
-        f"On {machine()}, of which the load generator needs one; medians of {ROUNDS} round(s)."
-    ]
+    lines = [f"On {machine()}, of which the load generator needs one; medians; rounds: {ROUNDS}."]
     lines += ["", "| workers | connections | CPU a request, µs | requests/s | p99 |"]
     lines += ["|---|---|---|---|---|"]
     for (workers, connections), runs in loads.items():
@@ -142,7 +140,24 @@ def text(loads: dict[tuple[int, int], list[Load]], rests: dict[tuple[int, int], 
         lines.append(
             f"| {workers} | {connections:,} | {accept:.2f} | {scrape * 1e3:.0f} | {drain:.2f} |"
         )
+    alone = median(run.throughput for run in loads[1, 32])
+    both = median(run.throughput for run in loads[2, 32])
+    cost = median(run.cost for run in loads[1, 32])
+    lines += [
+        "",
+        *SATURATION.format(cost=cost, model=1e6 / cost, alone=alone, both=both).split("\n"),
+    ]
     return "\n".join(lines)
+
+
+SATURATION = """\
+A worker's CPU is what saturates first: more connections bring no more requests a second, and each
+waits for all the others, so p99 grows with their number. The model is that a pod serves CPUs /
+CPU a request, and K pods K times that: {model:,.0f} requests/s for a worker at {cost:.0f} µs, of
+which {alone:,.0f} were seen with one worker and {both:,.0f} with two, beside a load generator
+that takes CPU from them. More workers than CPUs add nothing. What grows with workers is the
+scrape; with connections, the drain and the time to accept them. 8 workers and several pods were
+not tried: this machine has too few CPUs to tell."""
 
 
 if __name__ == "__main__":

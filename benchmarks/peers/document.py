@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "the same picture from the same figures"
 from matplotlib import pyplot
 
 TIE = 0.05

@@ -1,5 +1,6 @@
 """The job queue where Redis lies, and where others have written into it."""
 
+import http.client
 import json
 import os
 import shutil
@@ -32,6 +33,16 @@ def through(wall: Firewall) -> dict[str, str]:
     # only REDIS_TIMEOUT can end the wait
     url = f"redis://127.0.0.1:{wall.port}/0"
     return {"REDIS_URL": url, "REDIS_TIMEOUT": "2", "JOBS_LOST_AFTER": "600"}
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6")
+def test_two_colons_mean_every_address(worker: StartWorker) -> None:
+    service = worker(HOST="::", ADMIN_HOST="::")  # is asked over IPv4 until it is ready
+    for host in ("127.0.0.1", "::1"):
+        connection = http.client.HTTPConnection(host, service.admin_port, timeout=30)
+        connection.request("GET", "/livez")
+        assert connection.getresponse().status == 200
+        connection.close()
 
 
 # --- a connection that falls silent

@@ -196,7 +196,9 @@ def test_load(installed: Callable[..., Path], elsewhere: tuple[str, Asked]) -> N
     assert re.search(r"\d of 3 s: \d users, ", said), "it shows that it goes on"
     assert "/greet/{name}" in said
     assert "0(0.00%)" in said
-    assert "/greet/{name}" in (project / "load-report.html").read_text()
+    report = (project / "load-report.html").read_text()
+    assert "/greet/{name}" in report
+    assert '"Typed"' in report, "its own /openapi.json was not asked"
 
     with pytest.raises(AssertionError, match=r"192\.0\.2\.1 is not this machine") as refused:
         run("make", "load", "URL=http://192.0.2.1", cwd=project)

@@ -10,9 +10,9 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "the same picture from the same figures"
 from matplotlib import pyplot
 
+matplotlib.rcParams["svg.hashsalt"] = "the same picture from the same figures"
 TIE = 0.05
 WIDEST = 4.3  # what is beyond is cut off in the plot
 OURS = "ours full"

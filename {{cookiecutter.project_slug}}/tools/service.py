@@ -98,6 +98,7 @@ def running(cpus: str = "", image: str = "", **settings: str) -> Iterator[Servic
         "ADMIN_PORT": str(admin_port),
         "LAME_DUCK": "0",
         "LOG_FORMAT": "json",
+        "API_DOCS": "true",  # tools/openapi.py reads it
         **settings,
     }
     name = f"{package()}-{port}"

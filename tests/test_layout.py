@@ -19,7 +19,7 @@ ROOMS = {
     "compute": {"metrics"},
     "broadcast": {"metrics", "jobs"},
     "http": {"metrics", "compute"},
-    "process": {"metrics", "compute", "http"},
+    "process": {"metrics", "compute", "http", "broadcast"},
     "jobs": {"metrics", "compute", "process"},
 }
 # library: the rooms that may know it

@@ -10,7 +10,7 @@ AUDIT := pip-audit@2.10.1
 SLUG := {{cookiecutter.project_slug}}
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-newest soak lint audit bench lock upgrade release clean
+.PHONY: help install demo test test-newest soak lint audit bench pictures lock upgrade release clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,14 @@ bench: $(INSTALLED)  ## measure a generated project: make bench NAME=peers|growt
 	$(BIN)/cookiecutter . --no-input --default-config --output-dir build/bench >/dev/null
 	$(MAKE) --no-print-directory -C build/bench/my-service install
 	PROJECT=build/bench/my-service build/bench/my-service/.venv/bin/python benchmarks/$(NAME).py
+
+pictures: $(INSTALLED)  ## make docs/pictures anew from a real run; takes chromium, and the ports 8080 and 8081
+	rm -rf build/pictures
+	$(BIN)/cookiecutter . --no-input --default-config --output-dir build/pictures >/dev/null
+	$(MAKE) --no-print-directory -C build/pictures/my-service install
+	$(BIN)/uv pip install --quiet --python build/pictures/my-service/.venv/bin/python \
+		--require-hashes --requirement tests/runtime/requirements.txt
+	$(BIN)/python scripts/pictures.py build/pictures/my-service docs/pictures
 
 lock: $(INSTALLED)  ## pin what is new, here and in the generated project; what is pinned stays
 	$(COMPILE) --group dev --output-file requirements-dev.txt >/dev/null

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime"))
-from browser import browse
+from browser import browse  # type: ignore[import-not-found]
 
-A_WHILE = 8  # seconds
+A_WHILE = 5  # seconds
 
 
 async def photograph(url: str, file: str, *sizes: str) -> None:

@@ -137,10 +137,12 @@ def processes(arbiter: int) -> str:
 
     def box(x: int, y: int, title: str, pid: int, what: str, kind: str = "") -> None:
         boxes.append(
-            f'<g transform="translate({x},{y})"><rect class="box {kind}" width="180" height="74" rx="6"/>'
+            f'<g transform="translate({x},{y})">'
+            f'<rect class="box {kind}" width="180" height="74" rx="6"/>'
             f'<text x="90" y="24" class="title">{html.escape(title)}</text>'
             f'<text x="90" y="44">{html.escape(what)}</text>'
-            f'<text x="90" y="62" class="dim">PID {pid}, {own_memory(pid):.0f} MB of its own</text></g>'
+            f'<text x="90" y="62" class="dim">PID {pid}, {own_memory(pid):.0f} MB of its own</text>'
+            "</g>"
         )
 
     def line(x1: int, y1: int, x2: int, y2: int) -> None:

@@ -172,8 +172,8 @@ def test_starts_and_answers(answers: Answers, installed: Bake, tmp_path: Path) -
                 break
             time.sleep(0.05)
         assert sum(map(float, counted)) == 100
-        readme = (project / "README.md").read_text()
-        documented = set(re.findall(r"`([a-z_]+)`", readme.partition("## Metrics")[2]))
+        page = (project / "docs" / "metrics.md").read_text()
+        documented = set(re.findall(r"`([a-z_]+)`", page))
         assert set(re.findall(r"^# TYPE (\S+)", metrics, re.M)) <= documented
         assert f"http://localhost:{port}/" in log.read_text()
     except BaseException:
@@ -196,10 +196,12 @@ def test_installs_with_uv_where_it_is_there(bake: Bake) -> None:
     run(".venv/bin/python", "-c", f"import {next((project / 'src').iterdir()).name}", cwd=project)
 
 
-def test_the_readme_lists_every_setting_with_its_default(installed: Bake) -> None:
+def test_a_page_lists_every_setting_with_its_default(installed: Bake) -> None:
     project = installed(**DEFAULT)
     rows = re.findall(
-        r"^\| `([A-Z_]+)` \| (?:`(.*?)` )?\|", (project / "README.md").read_text(), re.MULTILINE
+        r"^\| `([A-Z_]+)` \| (?:`(.*?)` )?\|",
+        (project / "docs" / "settings.md").read_text(),
+        re.MULTILINE,
     )
     (package,) = (project / "src").iterdir()
     read = (

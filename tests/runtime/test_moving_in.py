@@ -76,7 +76,7 @@ def settings(rows: str) -> set[str]:
 
 
 def test_the_settings_named_are_there() -> None:
-    known = settings((PROJECT / "README.md").read_text())
+    known = settings((PROJECT / "docs" / "settings.md").read_text())
     assert settings(TEXT) - known == set()
 
 

@@ -2,7 +2,7 @@
 
 `setting(default, parse)` takes what reads the text and raises ValueError with the rule where it is
 wrong; with `secret=True` the value is shown as *** wherever settings are shown. Each setting has a
-row in README.md.
+row in docs/settings.md.
 """
 
 from aiohttp import web

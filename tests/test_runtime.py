@@ -10,16 +10,27 @@ from test_answers import DEFAULT, RICHEST
 
 HERE = Path(__file__).with_name("runtime")
 FILES = sorted(file.name for file in HERE.glob("test_*.py"))
+# Of what these prove nothing differs between the combinations; the richest has all of it.
 ONCE = {
     "test_dev.py",
+    "test_elsewhere.py",
+    "test_endings.py",
+    "test_hostile_bodies.py",
+    "test_hostile_clients.py",
     "test_hostile_fuzz.py",
+    "test_hostile_requests.py",
     "test_moving_in.py",
-    "test_ready.py",
     "test_openapi.py",
+    "test_output.py",
+    "test_page.py",
+    "test_prometheus_client.py",
+    "test_ready.py",
     "test_recipes.py",
     "test_soak.py",
+    "test_statuses.py",
+    "test_telling.py",
     "test_typed.py",
-}  # what the richest has besides is in them too
+}
 RUNS = [("default", DEFAULT, f) for f in FILES if not f.startswith("test_job") and f not in ONCE]
 RUNS += [("richest", RICHEST, f) for f in FILES]
 

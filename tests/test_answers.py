@@ -158,6 +158,10 @@ def type_check(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> TypeChe
     return type_check
 
 
+# what these pages say of Redis holds without the option
+REDIS_ANYWAY = {"moving-in.md", "recipes.md", "second-day.md"}
+
+
 @pytest.mark.parametrize("name", SUPPORTED_COMBINATIONS)
 def test_generates(name: str, bake: Bake) -> None:
     answers = SUPPORTED_COMBINATIONS[name]
@@ -170,7 +174,7 @@ def test_generates(name: str, bake: Bake) -> None:
         # The braces of Python, GitHub and Prometheus are their own.
         if file.suffix != ".py" and not {".github", "monitoring"} & set(relative.parts):
             assert "{{" not in text, relative
-        if answers.get("job_queue") != "redis":
+        if answers.get("job_queue") != "redis" and file.name not in REDIS_ANYWAY:
             assert not re.search("redis|streaq", f"{relative} {text}", re.IGNORECASE), relative
         match file.suffix:
             case ".yaml" | ".yml":

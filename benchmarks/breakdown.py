@@ -20,7 +20,8 @@ from overlay import PACKAGE
 
 PY_SPY = "py-spy@0.4.2"
 SECONDS = int(os.environ.get("SECONDS", "10"))
-KERNEL = r"^(__)?(libc_)?(send|recv|read|write|writev|epoll_\w*wait|poll|ioctl)\w* \("
+KERNEL = r"^(__)?(libc_)?(send|recv|read|write|writev|poll|ioctl)\w* \("
+WAITS = r"(nanosleep|epoll_\w*wait) \("  # which py-spy takes for work
 # a part: what is in the innermost frame of it, as "function (file:line)"
 PARTS = {
     "the socket and the loop (kernel, libuv, uvloop)": rf"{KERNEL}|uvloop|libuv|\buv_",
@@ -37,13 +38,15 @@ def shares(raw: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for line in raw.splitlines():
         stack, _, number = line.rpartition(" ")
+        if re.search(WAITS, stack.rpartition(";")[2]):
+            continue
         for frame in reversed(stack.split(";")):
             part = next((name for name, has in PARTS.items() if re.search(has, frame)), None)
             if part is not None:
                 found[part] += int(number)
                 break
         else:
-            found["all else"] += int(number)
+            found["the interpreter itself"] += int(number)
     return found
 
 

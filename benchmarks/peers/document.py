@@ -142,15 +142,16 @@ def write(kept: Path, docs: Path) -> None:
         "turns": f"{min(turns)} to {max(turns)}" if len(set(turns)) > 1 else str(turns[0]),
         "targets": targets(rounds),
         "table": table(rounds),
-        "growth": growth(kept.with_name("growth.json")),
+        "breakdown": measured(kept.with_name("breakdown.json")),
+        "growth": measured(kept.with_name("growth.json")),
     }
     page = re.sub(r"\[\[(\w+)\]\]", lambda match: values[match[1]], text)
     (docs / "performance.md").write_text(page)
 
 
-def growth(kept: Path) -> str:
+def measured(kept: Path) -> str:
     if not kept.exists():
-        return "Not measured yet: `make bench NAME=growth`."
+        return f"Not measured yet: `make bench NAME={kept.stem}`."
     text: str = json.loads(kept.read_text())["text"]
     return text
 

@@ -12,6 +12,7 @@ HERE = Path(__file__).with_name("runtime")
 FILES = sorted(file.name for file in HERE.glob("test_*.py"))
 # Of what these prove nothing differs between the combinations; the richest has all of it.
 ONCE = {
+    "test_chat_soak.py",
     "test_dev.py",
     "test_elsewhere.py",
     "test_endings.py",
@@ -51,8 +52,9 @@ def test_process_model_at_length(equipped: Callable[..., Path]) -> None:
 
 @pytest.mark.skipif(not os.environ.get("SOAK"), reason="only in make soak")
 @pytest.mark.timeout(3600)
-def test_faults_at_length(equipped: Callable[..., Path]) -> None:
-    print(runtime_tests(equipped(**RICHEST), "test_soak.py", "-n0"))
+@pytest.mark.parametrize("file", ["test_soak.py", "test_chat_soak.py"])
+def test_faults_at_length(equipped: Callable[..., Path], file: str) -> None:
+    print(runtime_tests(equipped(**RICHEST), file, "-n0"))
 
 
 def runtime_tests(project: Path, *arguments: str) -> str:

@@ -161,4 +161,5 @@ class Mesh:
     def _forget(self, name: str, link: _Link) -> None:
         if self._links.get(name) is link:
             del self._links[name]
-            self._heard.pop(name, None)
+            self._event(name).set()  # nobody has to wait for the dead
+            del self._heard[name]

@@ -33,6 +33,8 @@ def preload():
 """
 VIEWS = """
 
+import os
+
 from . import model as its_module
 from .runtime import PRELOADED, preloaded
 from .tasks import who_loaded
@@ -43,6 +45,12 @@ async def model(request):
     found = request.app[PRELOADED]
     assert found is preloaded() and isinstance(found, its_module.Model)
     return web.json_response({"web": found.made_by, "compute": await compute.run(who_loaded)})
+
+
+@routes.get("/read")
+async def read(request):
+    read = sum(len(str(item)) for item in preloaded().table)
+    return web.json_response({"worker": os.getpid(), "read": read})
 """
 TASKS = """
 
@@ -90,6 +98,24 @@ def test_one_copy_for_both_pools(start: Start, tmp_path: Path, loop: str) -> Non
     service.process.send_signal(signal.SIGHUP)
     wait_for(lambda: service.get("/model").json() == {"new": arbiter, "compute": arbiter})
     assert service.says("the code of preload() has changed")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python counts references to everything")
+def test_objects_stay_shared_when_they_are_read(start: Start, tmp_path: Path, loop: str) -> None:
+    objects = "    model.table = [{'n': n, 'name': f'item {n}'} for n in range(200_000)]\n"
+    text = PRELOAD.replace("return Model()", "model = Model()\n" + objects + "    return model")
+    service = start("web", code=code_with(tmp_path / "code", text), EVENT_LOOP=loop)
+    service.get("/probe/sleep/0")
+    before = sum(map(pss, service.processes()))
+    readers = set()
+
+    def all_read() -> bool:
+        readers.add(service.get("/read").json()["worker"])
+        return len(readers) == 2
+
+    wait_for(all_read)
+    assert sum(map(pss, service.processes())) < 1.3 * before
+    assert service.stop() == 0
 
 
 def check(code: Path, **env: str) -> "subprocess.CompletedProcess[str]":

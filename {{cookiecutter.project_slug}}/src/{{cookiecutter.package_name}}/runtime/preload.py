@@ -12,7 +12,9 @@ import signal
 import sys
 import threading
 import time
+from ctypes import c_uint32
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -20,6 +22,7 @@ from aiohttp import web
 from .parts import Parts
 
 PRELOADED: web.AppKey[Any] = web.AppKey("preloaded", object)
+CODE = (ModuleType, FunctionType, type)  # which hold all of the interpreter
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ def load(parts: Parts) -> Loaded:
         return loaded
     value = preload()
     gc.collect()
+    _make_immortal(value)
     gc.freeze()  # a collector that touched it would copy it, page by page, into every worker
     modules = parts.own_modules() - known
     loaded = Loaded(
@@ -78,6 +82,25 @@ def leave_when_told() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+
+
+def _make_immortal(value: Any) -> None:
+    """End the counting of references to it and all that it holds, which nobody will free.
+
+    A count that changes copies its page into the worker that reads the object. Python 3.12 and
+    newer have objects without one, such as None, but no call to make them: it is written as None
+    has it, and not where it is kept in another way, as it is without a GIL.
+    """
+    immortal = c_uint32.from_address(id(None)).value
+    if not 2**31 < immortal == sys.getrefcount(None):
+        return
+    found = [[value]]
+    while found:
+        reached, found = gc.get_referents(*found), []
+        for one in reached:
+            if sys.getrefcount(one) < immortal and not issubclass(type(one), CODE):
+                c_uint32.from_address(id(one)).value = immortal
+                found.append(one)
 
 
 def _newest(modules: set[str] | frozenset[str]) -> float:

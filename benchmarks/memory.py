@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime"))
@@ -60,6 +59,14 @@ async def touch(request):
     return web.Response(text=its_module.touch(MODEL, n))
 """
 PLACES = {"in app.py": "MODEL = its_module.load()", "preloaded": "MODEL = preloaded()"}
+ROWS = [
+    ("", ""),
+    ("objects", "in app.py"),
+    ("objects", "preloaded"),
+    ("array", "in app.py"),
+    ("array", "preloaded"),
+    ("mapped file", "in app.py"),  # the same by either
+]
 LOAD = """
 local n = 0
 request = function() n = n + 1; return wrk.format("GET", "/touch/" .. n) end
@@ -172,13 +179,13 @@ def measure(model: str, place: str, workers: int) -> list[float]:
 
 
 def main() -> None:
-    print(f"| model | loaded | workers | first | {REQUESTS:,} requests | SIGHUP | recycled |")
+    print(f"| workers | model | loaded | first | {REQUESTS:,} requests | SIGHUP | recycled |")
     print("|---|---|---|---|---|---|---|")
-    for model, place in [("", ""), *product(MODELS, PLACES)]:
-        for workers in WORKERS:
+    for workers in WORKERS:
+        for model, place in ROWS:
             row = measure(model, place, workers)
             cells = " | ".join(f"{value:.0f}" for value in row)
-            print(f"| {model or 'none'} | {place} | {workers} + {workers} | {cells} |", flush=True)
+            print(f"| {workers} + {workers} | {model or 'none'} | {place} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

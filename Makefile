@@ -61,7 +61,7 @@ audit: $(INSTALLED)  ## look for known vulnerabilities in what is pinned, here a
 			--requirement "$$pins" || exit 1; \
 	done
 
-bench: $(INSTALLED)  ## measure a generated project: make bench NAME=peers|growth|telemetry|compute|payload|memory|scrape|fairness|broadcast|slow_clients|overload|...
+bench: $(INSTALLED)  ## measure a generated project: make bench NAME=telemetry|peers|growth|breakdown|compute|memory|...
 	rm -rf build/bench
 	$(BIN)/cookiecutter . --no-input --default-config --output-dir build/bench >/dev/null
 	$(MAKE) --no-print-directory -C build/bench/my-service install

@@ -215,3 +215,5 @@ def test_a_page_lists_every_setting_with_its_default(installed: Bake) -> None:
     )
     assert listed == unset
     assert sorted(dict(rows)) == sorted(unset)
+    example = (project / ".env.example").read_text()
+    assert sorted(re.findall("^# ([A-Z_]+)=", example, re.MULTILINE)) == sorted(unset)

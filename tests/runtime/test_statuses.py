@@ -373,6 +373,7 @@ class Found:
     plain: dict[str, Answers]
     ours: dict[str, Answers]
     logged: list[dict[str, Any]]
+    told: list[str]  # by all other lines
     counted: list[tuple[str, dict[str, str], float]]
 
 
@@ -426,7 +427,9 @@ def found(
         counted = service.scrape()
         service.stop()
         lines = [json.loads(line) for line in service.log.read_text().splitlines()]
-        yield Found(there, here, [x for x in lines if x["logger"] == "access"], counted)
+        access = [x for x in lines if x["logger"] == "access"]
+        told = [x["message"] for x in lines if x["logger"] != "access"]
+        yield Found(there, here, access, told, counted)
     finally:
         service.kill()
 
@@ -480,6 +483,11 @@ def test_logged_is_what_was_sent(found: Found, row: Row) -> None:
         if not line.get("aborted") and answer.status != 101 and row.same_body:
             assert line["bytes"] == len(answer.body)
     assert len(logged) >= 1 or answers
+
+
+def test_what_is_no_response_is_told_as_aiohttp_tells_it(found: Found) -> None:
+    assert "Missing return statement on request handler" in found.told
+    assert "Web-handler should return a response instance, got 'text'" in found.told
 
 
 def test_counted_is_what_was_sent(found: Found) -> None:

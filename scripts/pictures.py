@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from urllib.error import URLError
-from urllib.request import urlopen
 
+from demo import get
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
@@ -69,12 +69,6 @@ SVG = """<svg class="rich-terminal" viewBox="0 0 {width} HEIGHT" xmlns="http://w
 """
 PAGES = {"live": "http://localhost:8081/", "docs": "http://localhost:8080/docs"}
 SIZES = ["1280x860", "390x844"]  # of a desktop and of a phone
-
-
-def get(url: str) -> str:
-    with urlopen(url, timeout=10) as response:
-        text: str = response.read().decode()
-    return text
 
 
 def wait_until_ready(service: subprocess.Popen[bytes]) -> None:

@@ -23,7 +23,7 @@ from aiohttp.http_writer import HttpVersion11, StreamWriter, _serialize_headers
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_app import Application
 from aiohttp.web_request import BaseRequest
-from multidict import istr
+from multidict import CIMultiDict, istr
 
 from .. import logs
 from ..compute.client import ComputeError, TaskError
@@ -64,6 +64,12 @@ def _as_problem(error: web.HTTPException) -> None:
     stock = not text or text == f"{error.status}: {error.reason}"
     error.text = problem(error.status, error.reason if stock else text or "")
     error.content_type = PROBLEM
+
+
+def _add_headers(headers: CIMultiDict[str], record: logs.Record) -> None:
+    """Those that every response has of us."""
+    headers[REQUEST_ID] = record.id
+    headers.setdefault(CONTENT_TYPE_OPTIONS, "nosniff")
 
 
 class Writer(StreamWriter):
@@ -133,16 +139,14 @@ class Request(bodies.Request):
                 await app.on_response_prepare.send(self, response)
         writer: Any = self._payload_writer
         record: logs.Record = writer.record
-        headers = response._headers
-        headers[REQUEST_ID] = record.id
-        headers.setdefault(CONTENT_TYPE_OPTIONS, "nosniff")
+        _add_headers(response._headers, record)
         if not record.status:
             record.series = recording.series(self)
             writer.response = response
         connection: Any = self._protocol
         if connection.server.closing and response.status != 101:
             # force_close() alone comes too late here for the header to be written
-            headers[hdrs.CONNECTION] = "close"
+            response._headers[hdrs.CONNECTION] = "close"
             response.force_close()
 
 
@@ -355,8 +359,7 @@ class Connection(bounds.Connection):
         if hdrs.DATE not in headers:
             headers[hdrs.DATE] = rfc822_formatted_time()
         headers.setdefault(hdrs.SERVER, bounds.SERVER)
-        headers[REQUEST_ID] = record.id
-        headers.setdefault(CONTENT_TYPE_OPTIONS, "nosniff")
+        _add_headers(headers, record)
         head = _serialize_headers(f"HTTP/1.1 {response._status} {response._reason}", headers)
         record.series = recording.series(request)
         recording.count(record, response._status)

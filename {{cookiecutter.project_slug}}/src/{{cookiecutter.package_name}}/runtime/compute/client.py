@@ -5,19 +5,18 @@ they are idle, and not before: the kernel's accept queue is the queue of tasks.
 """
 
 import asyncio
-import errno
 import logging
-import select
+import math
+import os
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import ContextVar
-from functools import partial
+from random import sample
 from typing import Any, ParamSpec, TypeVar
 
-import aiohttp
 from aiohttp import web
-from aiohttp.client_exceptions import UnixClientConnectorError
+from yarl import URL
 
 from ..clock import timeout
 from ..logs import current_id
@@ -31,8 +30,8 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 PATIENCE = 0.03  # seconds for a TCP connection to be accepted by the kernel at the other end
-PIECE = 2**18  # bytes
-TRUSTED = 2**26  # bytes that are made ready for an answer because its head promises them
+RESOLVED = 10  # seconds, for which the addresses of a host are kept
+PIECE = 2**16  # bytes that are sent in one go with the head
 ANSWER = 2**30  # bytes, up to which an answer is read without a pause: it is wanted whole
 
 
@@ -76,54 +75,128 @@ class DeadlineError(ComputeError):
     status = 504
 
 
-class _UnixConnector(aiohttp.UnixConnector):
-    """Connects by itself: a unix socket does so at once or never.
+Answer = tuple[int, tuple[bytes, str]]  # registry.Answer, as it was received
+Address = tuple[socket.AddressFamily, Any]
 
-    asyncio takes the EAGAIN of a full queue for a connection under way, and goes on with a socket
-    that is connected to nothing. uvloop does not.
+
+async def _connected(family: socket.AddressFamily, address: Any) -> socket.socket:
+    """A connection, unless the queue at its other end is full.
+
+    Raises:
+        BlockingIOError: when it is.
+        OSError: when there is nobody.
     """
-
-    async def _create_connection(self, req: Any, *_: Any) -> Any:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = socket.socket(family)
+    try:
         sock.setblocking(False)
+        if family == socket.AF_UNIX:
+            # at once or never; asyncio takes the EAGAIN of a full queue for a connection under
+            # way, and goes on with a socket that is connected to nothing
+            sock.connect(address)
+            return sock
         try:
-            sock.connect(self.path)
-        except OSError as error:
-            sock.close()
-            raise UnixClientConnectorError(self.path, req.connection_key, error) from error
-        # mypy sees a property of the base class where there is a callable
-        factory: Any = self._factory
-        return (await self._loop.create_unix_connection(factory, sock=sock))[1]
-
-
-_patience: ContextVar[asyncio.Timeout] = ContextVar("patience")
-
-
-class _TcpSocket(socket.socket):
-    """Gives up when the other end stays silent.
-
-    That is how a full queue answers; the kernel would ask it again after a second. A plain timeout
-    would also expire where this loop was late to notice that it is connected.
-    """
-
-    def connect(self, address: Any) -> None:
-        patience = _patience.get()
-        answer = select.poll()
-        answer.register(self, select.POLLOUT)
-
-        def give_up() -> None:
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.get_running_loop().sock_connect(sock, address)
+        except TimeoutError:
+            # a full queue stays silent, and the kernel would ask it again after a second; but it
+            # may be this loop that was late
+            if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(error, os.strerror(error)) from None
             try:
-                self.getpeername()
+                sock.getpeername()
             except OSError:
-                # not closed, as it is when all is done, and not refused either
-                if self.fileno() >= 0 and not answer.poll(0):
-                    patience.reschedule(0)
+                raise BlockingIOError(f"{address} stays silent") from None
+        return sock
+    except BaseException:
+        sock.close()
+        raise
 
-        asyncio.get_running_loop().call_later(PATIENCE, give_up)
-        super().connect(address)
 
+class _Pool:
+    """What is at COMPUTE_URL."""
 
-Answer = tuple[int, tuple[bytes | bytearray, str]]  # registry.Answer, as it was received
+    def __init__(self, url: str, seconds: float) -> None:
+        self._url = URL("http://compute" if url.startswith("unix:") else url)
+        self._ssl = ssl.create_default_context() if self._url.scheme == "https" else None
+        self._seconds = seconds
+        self._addresses: list[Address] = []
+        self._resolved = -math.inf
+        if url.startswith("unix:"):
+            self._addresses = [(socket.AF_UNIX, url.removeprefix("unix:"))]
+            self._resolved = math.inf
+
+    async def answer(self, name: str, body: bytes, media_type: str) -> Answer:
+        head = (
+            f"POST /{name} HTTP/1.1\r\nHost: {self._url.authority}\r\nConnection: close\r\n"
+            f"Content-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"
+            # for a pool on this machine, which has this clock
+            f"Compute-Sent: {time.monotonic()}\r\nCompute-Timeout: {self._seconds}\r\n"
+            f"X-Request-ID: {current_id()}\r\n\r\n"
+        )
+        try:
+            async with timeout(self._seconds):
+                return await self._exchange(await self._connect(), head.encode(), body)
+        except EOFError as error:
+            catalogue.COMPUTE_TASKS.labels(name, "crashed").inc()
+            raise WorkerDiedError(f"{name}: its worker died") from error
+        except BlockingIOError as error:
+            catalogue.COMPUTE_REJECTED.inc()
+            raise QueueFullError(f"{name}: the queue is full") from error
+        except TimeoutError as error:
+            raise DeadlineError(f"{name}: no result within {self._seconds} s") from error
+        except OSError as error:
+            # nobody there; or reset by the kernel, before any worker had read the request
+            raise PoolDownError(f"{name}: {error}") from error
+        except (ValueError, LookupError) as error:
+            raise ComputeError(f"{name}: no HTTP that is understood here: {error}") from error
+
+    async def _connect(self) -> socket.socket:
+        """To one of its addresses where somebody is, whichever."""
+        if time.monotonic() > self._resolved + RESOLVED:
+            ask = asyncio.get_running_loop().getaddrinfo
+            found = await ask(self._url.host, self._url.port, type=socket.SOCK_STREAM)
+            self._addresses = [(family, address) for family, *_, address in found]
+            self._resolved = time.monotonic()
+        failure = OSError(f"{self._url.host} has no address")
+        for address in sample(self._addresses, len(self._addresses)):
+            try:
+                return await _connected(*address)
+            except OSError as error:
+                failure = error
+        raise failure
+
+    async def _exchange(self, sock: socket.socket, head: bytes, body: bytes) -> Answer:
+        """Send a request, and receive the answer.
+
+        Raises:
+            EOFError: when the other end closes before it is whole.
+            OSError, ValueError, LookupError: when there is none, or none that is understood.
+        """
+        if sock.family == socket.AF_UNIX:
+            reader, writer = await asyncio.open_unix_connection(sock=sock, limit=ANSWER)
+        else:
+            host = self._url.host if self._ssl else None
+            reader, writer = await asyncio.open_connection(
+                sock=sock, limit=ANSWER, ssl=self._ssl, server_hostname=host
+            )
+        try:
+            writer.write(head + body[:PIECE])
+            writer.write(memoryview(body)[PIECE:])
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            first, *lines = answer.rstrip().split("\r\n")
+            fields = {
+                name.lower(): value.strip()
+                for name, _, value in (line.partition(":") for line in lines)
+            }
+            status, media_type = int(first.split()[1]), fields.get("content-type", "")
+            try:
+                received = await reader.readexactly(int(fields["content-length"]))
+            except OSError as error:
+                raise EOFError(str(error)) from error
+            return status, (received, media_type.partition(";")[0])
+        finally:
+            writer.transport.abort()
+
 
 # what takes the name of a task and its arguments, with their media type, to a pool
 _pool: Callable[[str, bytes, str], Awaitable[Answer]] | None = None
@@ -135,28 +208,11 @@ def context(settings: Settings) -> Callable[[web.Application], AsyncIterator[Non
 
     async def hold(app: web.Application) -> AsyncIterator[None]:
         global _pool
-        url = settings.compute_url
-        connector: aiohttp.BaseConnector
-        if url is None:
-            yield
-            return
-        if url.startswith("unix:"):
-            connector = _UnixConnector(url.removeprefix("unix:"), limit=0, force_close=True)
-            url = "http://compute"
-        else:
-            connector = aiohttp.TCPConnector(
-                limit=0, force_close=True, socket_factory=lambda info: _TcpSocket(*info[:3])
-            )
-        async with aiohttp.ClientSession(
-            url,
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(),  # ours is another one
-            read_bufsize=ANSWER,
-        ) as session:
-            outer, _pool = _pool, partial(_post, session, settings.compute_timeout)
-            yield
-            _pool = outer
+        outer = _pool
+        if settings.compute_url is not None:
+            _pool = _Pool(settings.compute_url, settings.compute_timeout).answer
+        yield
+        _pool = outer
 
     return hold
 
@@ -172,57 +228,6 @@ async def inline(app: web.Application) -> AsyncIterator[None]:
     outer, _pool = _pool, answer
     yield
     _pool = outer
-
-
-async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
-    """So that other requests have their turns."""
-    view = memoryview(body)
-    for start in range(0, len(body), PIECE):
-        yield view[start : start + PIECE]
-
-
-async def _whole(response: aiohttp.ClientResponse) -> bytes | bytearray:
-    """The body; a large one is put where it is to stay as it comes, which takes half the CPU."""
-    length = response.content_length or 0
-    if length <= PIECE:
-        return await response.read()
-    body, end = bytearray(min(length, TRUSTED)), 0
-    async for piece in response.content.iter_any():
-        body[end : end + len(piece)] = piece
-        end += len(piece)
-    del body[end:]
-    return body
-
-
-async def _post(
-    session: aiohttp.ClientSession, seconds: float, name: str, body: bytes, media_type: str
-) -> Answer:
-    headers = {
-        "Content-Type": media_type,
-        "Compute-Sent": str(time.monotonic()),  # for a pool on this machine, which has this clock
-        "Compute-Timeout": str(seconds),
-        "X-Request-ID": current_id(),
-    }
-    data: bytes | AsyncIterator[memoryview] = body
-    if len(body) > PIECE:
-        headers["Content-Length"] = str(len(body))
-        data = _pieces(body)
-    try:
-        async with timeout(seconds), asyncio.timeout(None) as patience:
-            _patience.set(patience)
-            async with session.post(f"/{name}", data=data, headers=headers) as response:
-                return response.status, (await _whole(response), response.content_type)
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:
-        catalogue.COMPUTE_TASKS.labels(name, "crashed").inc()
-        raise WorkerDiedError(f"{name}: its worker died") from error
-    except OSError as error:  # a TimeoutError is one
-        if patience.expired() or error.errno == errno.EAGAIN:
-            catalogue.COMPUTE_REJECTED.inc()
-            raise QueueFullError(f"{name}: the queue is full") from error
-        if isinstance(error, TimeoutError):
-            raise DeadlineError(f"{name}: no result within {seconds} s") from error
-        # nobody there; or reset by the kernel, before any worker had read the request
-        raise PoolDownError(f"{name}: {error}") from error
 
 
 async def run(task: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -17,6 +17,7 @@ import time
 from array import array
 from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -40,7 +41,9 @@ SPOKEN = {"", "0.0.4", "1.0.0"}
 VERSION = re.compile(r";\s*version\s*=\s*([^;\s]*)")
 
 SLICE, PAUSE = 0.001, 0.0001  # seconds of work, after which the loop gets its turn
+AT_ONCE = 16  # of the same metric, whose lines prometheus_client makes in one go
 BOUND = "\0bound\0"  # stands for the bound of every bucket, so that one is enough to be made
+BEFORE_BOUND = b', "le": "'  # in a line of a bucket; a label's value has no bare quote
 CORRUPT = 0  # the row of all lines that make no sense
 DECODE = json.JSONDecoder().raw_decode  # json.loads looks for blanks around the value as well
 COMBINE: dict[str, Callable[[float, float], float]] = {
@@ -63,27 +66,52 @@ class _Child:
         self._pieces: dict[str, list[tuple[str, str]]] = {}  # by format
 
     def row(self, name: str, labels: dict[str, str], bound: str | None, new: int) -> int:
-        """The row of a sample, which is `new` if the sample is."""
+        """The row of a sample, which is `new` if the sample is.
+
+        Raises:
+            ValueError: when the bound of its bucket is no number.
+        """
+        limit = float(bound or 0)
         row = self._rows.setdefault(bound or name, new)
         if row == new:
             if bound is None:
                 self._others.append((row, Sample(name, labels, 0.0)))
             else:
-                insort(self._buckets, (float(bound), row, bound))
+                insort(self._buckets, (limit, row, bound))
             self._pieces.clear()
         return row
 
+    def is_new(self, form: str) -> bool:
+        """Whether `learn` is to be called before `lines`."""
+        # not while its process is about to make the buckets of a histogram
+        return form not in self._pieces and (not self._buckets or self._buckets[-1][0] == math.inf)
+
+    def samples(self, name: str) -> list[Sample]:
+        """One of each kind, as most of what buckets show is the same."""
+        samples = [sample for _, sample in self._others]
+        if self._buckets:
+            labels = samples[0].labels
+            bucket = Sample(f"{name}_bucket", {**labels, "le": BOUND}, 0.0)
+            samples[:0] = [bucket, Sample(f"{name}_count", labels, 0.0)]
+        return samples
+
+    def learn(self, form: str, shown: Iterable[tuple[str, Sample]]) -> None:
+        """What stands before each number, and the name of its sample.
+
+        Args:
+            shown: what `samples` gave, each with the line that shows it.
+        """
+        made = [(line.rpartition(" ")[0], sample.name) for line, sample in shown]
+        if self._buckets:
+            piece, name = made[0]
+            made[:1] = [(piece.replace(BOUND, bound), name) for *_, bound in self._buckets]
+        self._pieces[form] = made
+
     def lines(
-        self,
-        metric: Metric,
-        numbers: Numbers,
-        form: str,
-        encode: Encoder,
-        names: Names,
-        notes: dict[int, str],
+        self, numbers: Numbers, form: str, names: Names, notes: dict[int, str]
     ) -> Iterator[str]:
-        if self._buckets and self._buckets[-1][0] != math.inf:
-            return  # a histogram that its process is about to make
+        if form not in self._pieces:
+            return
         found = [numbers[row] for _, row, _ in self._buckets]
         total = 0.0
         for place, value in enumerate(found):
@@ -96,31 +124,9 @@ class _Child:
             return
         rows = [row for _, row, _ in self._buckets]
         rows += [CORRUPT] * bool(rows) + [row for row, _ in self._others]
-        pieces = self._made(metric, form, encode)
-        for (piece, name), value, row in zip(pieces, found, rows, strict=True):
+        for (piece, name), value, row in zip(self._pieces[form], found, rows, strict=True):
             if value is not None and (not names or name in names):
                 yield f"{piece} {floatToGoString(value)}{notes.get(row, '') if notes else ''}\n"
-
-    def _made(self, metric: Metric, form: str, encode: Encoder) -> list[tuple[str, str]]:
-        """What stands before each number, and the name of its sample."""
-        if form not in self._pieces:
-            samples = [sample for _, sample in self._others]
-            if self._buckets:
-                labels = samples[0].labels
-                bucket = Sample(f"{metric.name}_bucket", {**labels, "le": BOUND}, 0.0)
-                samples[:0] = [bucket, Sample(f"{metric.name}_count", labels, 0.0)]
-            one = Metric(metric.name, "", metric.type)
-            one.samples = samples
-            lines = [line for line in _lines(encode, one) if line[0] != "#"]
-            made = [
-                (line.rpartition(" ")[0], sample.name)
-                for line, sample in zip(lines, samples, strict=True)
-            ]
-            if self._buckets:
-                piece, name = made[0]
-                made[:1] = [(piece.replace(BOUND, bound), name) for *_, bound in self._buckets]
-            self._pieces[form] = made
-        return self._pieces[form]
 
 
 class _Family:
@@ -214,6 +220,8 @@ class Exposition:
         self._files: dict[str, _File] = {}
         self._families: dict[str, _Family] = {}
         self._rows: dict[bytes, int] = {}  # by line
+        # by what stands before and behind the bound in the lines of their buckets
+        self._histograms: dict[tuple[bytes, bytes], _Child] = {}
         self._combine = [COMBINE[""]]  # by row
         self._recent: set[int] = set()  # rows of mode mostrecent
         self._asked: dict[int, tuple[tuple[int, int], list[Any]]] = {}  # by slot
@@ -381,7 +389,13 @@ class Exposition:
 
     def _row(self, line: bytes, slot: int) -> int:
         """The row of a line that was not met before; less than 0 for the time of that row."""
+        # most lines are buckets, and those of one histogram differ in nothing but their bounds
+        start, _, end = line.partition(BEFORE_BOUND)
+        written, _, end = end.partition(b'"')
         try:
+            if child := self._histograms.get((start, end)):
+                self._rows[line] = row = self._add(child, "", {}, written.decode(), COMBINE[""])
+                return row
             (typ, mode, name, sample, labels, text), _ = DECODE(line.decode())
             "".join((sample, *labels, *labels.values())).encode()  # all of them are text
             if name not in self._families:
@@ -393,18 +407,31 @@ class Exposition:
             float(bound or 0)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return CORRUPT
-        children = self._families[name].children
-        child = children.setdefault(frozenset(labels.items()), _Child())
-        new = len(self._combine)
-        row = child.row(sample, labels, bound, new)
-        if row == new:
-            self._combine.append(combine)
+        children, key = self._families[name].children, frozenset(labels.items())
+        child = children[key] = children.get(key) or _Child()
+        row = self._add(child, sample, labels, bound, combine)
+        if bound is not None:
+            self._histograms[start, end] = child
         if mode == "mostrecent":
             self._recent.add(row)
         elif mode == values.TIME:
             row = -row
         if mode != "all":  # then the line is that of every slot
             self._rows[line] = row
+        return row
+
+    def _add(
+        self,
+        child: _Child,
+        sample: str,
+        labels: dict[str, str],
+        bound: str | None,
+        combine: Callable[[float, float], float],
+    ) -> int:
+        new = len(self._combine)
+        row = child.row(sample, labels, bound, new)
+        if row == new:
+            self._combine.append(combine)
         return row
 
     def _write(
@@ -435,9 +462,19 @@ class Exposition:
         if form not in family.heads:
             head = _lines(encode, family.metric)
             family.heads[form] = "".join(f"{line}\n" for line in head)
+        new = [child for child in family.children.values() if child.is_new(form)]
+        for start in range(0, len(new), AT_ONCE):
+            one = Metric(family.metric.name, "", family.metric.type)
+            some = [(child, child.samples(one.name)) for child in new[start : start + AT_ONCE]]
+            one.samples = [sample for _, samples in some for sample in samples]
+            lines = [line for line in _lines(encode, one) if line[0] != "#"]
+            pairs = iter(list(zip(lines, one.samples, strict=True)))
+            for child, samples in some:
+                child.learn(form, islice(pairs, len(samples)))
+            breath.take()
         shown = False
         for child in family.children.values():
-            for line in child.lines(family.metric, numbers, form, encode, names, notes):
+            for line in child.lines(numbers, form, names, notes):
                 if not shown:
                     yield family.heads[form]
                     shown = True

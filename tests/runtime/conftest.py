@@ -35,6 +35,21 @@ def wait_for(what: Callable[[], Any], seconds: float = HANGS) -> Any:
     return value
 
 
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """The files of a key and of its certificate for `localhost`."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return key, certificate
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

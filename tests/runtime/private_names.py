@@ -5,11 +5,6 @@ listed here too.
 """
 
 PRIVATE = {
-    "aiohttp.connector:UnixConnector": {
-        "_create_connection": "opens a connection to the pool",
-        "_factory": "makes the client's protocol",
-        "_loop": "the loop of the connector",
-    },
     "aiohttp.web_protocol:RequestHandler": {
         "_loop": "the loop of a connection",
         "_force_close": "whether the connection is ended without a farewell",

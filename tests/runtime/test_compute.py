@@ -5,12 +5,15 @@ import http.client
 import json
 import math
 import os
+import shutil
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -19,7 +22,16 @@ from typing import Any
 import pytest
 import uvloop
 from aiohttp import web
-from conftest import HANGS, Response, Service, children, copy_code, free_port, wait_for
+from conftest import (
+    HANGS,
+    Response,
+    Service,
+    children,
+    copy_code,
+    free_port,
+    make_certificate,
+    wait_for,
+)
 from overlay import PACKAGE
 
 MISBEHAVING = "misbehaving_tasks"
@@ -511,6 +523,10 @@ def test_a_pool_that_answers_otherwise_is_an_error_that_says_so(tmp_path: Path) 
         await request.read()
         if request.path == "/primes":
             return web.Response(text="hello")
+        if request.path == "/echo":
+            response = web.StreamResponse()
+            await response.prepare(request)
+            return response
         return web.json_response({"result": "no number"})
 
     async def ask() -> list[Any]:
@@ -520,14 +536,50 @@ def test_a_pool_that_answers_otherwise_is_an_error_that_says_so(tmp_path: Path) 
         await runner.setup()
         await web.UnixSite(runner, f"{tmp_path}/strange.sock").start()
         asked = [await outcome(primes, 10), await outcome(payloads.factorial, 3)]
+        asked.append(await outcome(payloads.echo, b""))
         await runner.cleanup()
         return asked
 
-    text, lie = Pool(f"unix:{tmp_path}/strange.sock").run(ask)
+    text, lie, endless = Pool(f"unix:{tmp_path}/strange.sock").run(ask)
     assert isinstance(text, client.ComputeError)
     assert "the pool answered 200, as text/plain that is unknown here" in str(text)
     assert isinstance(lie, client.ComputeError)
     assert "Expected `int`, got `str` - at `$.result`" in str(lie)
+    assert isinstance(endless, client.ComputeError)
+    assert "no HTTP that is understood here: no Content-Length" in str(endless)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_pool_behind_tls(tmp_path: Path, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    key, certificate = make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    data = os.urandom(1_000_000)
+
+    async def echo(request: web.Request) -> web.Response:
+        assert request.content_type == registry.MSGPACK
+        sent = registry.read(await request.read(), registry.MSGPACK, dict)
+        body, media_type = registry.write({"result": sent["data"]}, registry.MSGPACK)
+        return web.Response(body=body, content_type=media_type)
+
+    async def ask(url: str) -> Any:
+        app = web.Application(client_max_size=2**24)
+        app.router.add_post("/echo", echo)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()
+        answer = await outcome(payloads.echo, data)
+        await runner.cleanup()
+        return answer
+
+    port = free_port()
+    good, stranger = (f"https://{host}:{port}" for host in ("localhost", "127.0.0.1"))
+    assert Pool(good, loop).run(partial(ask, good)) == data
+    # its certificate is for another name
+    assert isinstance(Pool(stranger, loop).run(partial(ask, stranger)), client.PoolDownError)
 
 
 # --- through the service

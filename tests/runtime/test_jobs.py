@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANGS, SOAK, Service, free_port, running, wait_for
+from conftest import HANGS, SOAK, Service, free_port, make_certificate, running, wait_for
 from job_kit import (
     LOST_AFTER,
     Redis,
@@ -313,16 +313,7 @@ def test_password_from_a_file_and_tls(
     redis.kill()
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-            *("-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    key, certificate = make_certificate(tmp_path)
     tls_port = free_port()
     redis.options = ("--tls-port", str(tls_port), "--tls-cert-file", str(certificate))
     redis.options += ("--tls-key-file", str(key), "--tls-auth-clients", "no")

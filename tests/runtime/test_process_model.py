@@ -2,15 +2,18 @@
 
 import asyncio
 import http.client
+import math
 import os
 import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -170,6 +173,23 @@ def test_lame_duck_accepts_and_says_so(start: Start, loop: str) -> None:
     assert service.get("/livez", admin=True).status == 200
     assert service.total("http_requests_total", route="/") == len(answers)
     assert service.stop(signal.SIGQUIT) == 0
+
+
+def test_who_asks_the_admin_port_as_its_worker_leaves_is_answered(start: Start, loop: str) -> None:
+    service = start(EVENT_LOOP=loop, WEB_CONCURRENCY="1")
+    took, answer = math.inf, b""
+    while took > 0.8:  # then this machine was slow, and the worker rightly gone
+        with socket.create_connection(("127.0.0.1", service.admin_port), HANGS) as client:
+            time.sleep(0.2)  # it is accepted
+            began = time.monotonic()
+            os.kill(service.workers()[0], signal.SIGTERM)
+            time.sleep(0.2)  # the worker leaves
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            took = time.monotonic() - began
+            with suppress(ConnectionError):
+                answer = client.recv(1024)
+        wait_for(lambda: len(service.workers()) == 1)
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_blocked_worker_says_where_and_is_replaced(start: Start, loop: str) -> None:

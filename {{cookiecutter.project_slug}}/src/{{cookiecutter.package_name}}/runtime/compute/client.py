@@ -5,6 +5,7 @@ they are idle, and not before: the kernel's accept queue is the queue of tasks.
 """
 
 import asyncio
+import errno
 import logging
 import math
 import os
@@ -12,6 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from random import sample
 from typing import Any, ParamSpec, TypeVar
 
@@ -89,27 +91,38 @@ async def _connected(family: socket.AddressFamily, address: Any) -> socket.socke
     sock = socket.socket(family)
     try:
         sock.setblocking(False)
-        if family == socket.AF_UNIX:
-            # at once or never; asyncio takes the EAGAIN of a full queue for a connection under
-            # way, and goes on with a socket that is connected to nothing
-            sock.connect(address)
-            return sock
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await asyncio.get_running_loop().sock_connect(sock, address)
-        except TimeoutError:
-            # a full queue stays silent, and the kernel would ask it again after a second; but it
-            # may be this loop that was late
-            if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                raise OSError(error, os.strerror(error)) from None
-            try:
-                sock.getpeername()
-            except OSError:
-                raise BlockingIOError(f"{address} stays silent") from None
-        return sock
+        # by hand: for asyncio, the EAGAIN of a unix socket is a connection under way
+        error = sock.connect_ex(address)
+        if error == errno.EINPROGRESS:
+            error = await _answer(sock)
+        if error:
+            raise OSError(error, os.strerror(error))
     except BaseException:
         sock.close()
         raise
+    return sock
+
+
+async def _answer(sock: socket.socket) -> int:
+    """What came of a TCP connection: an errno, EAGAIN where the other end stays silent.
+
+    That is how a full queue answers; the kernel would ask it again after a second.
+    """
+    loop, answered = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_writer(sock, answered.set)
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await answered.wait()
+    finally:
+        loop.remove_writer(sock)
+    if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        return error
+    try:
+        sock.getpeername()  # however late this loop was to hear of it
+    except OSError:
+        return errno.EAGAIN
+    return 0
 
 
 class _Pool:
@@ -189,6 +202,8 @@ class _Pool:
                 for name, _, value in (line.partition(":") for line in lines)
             }
             status, media_type = int(first.split()[1]), fields.get("content-type", "")
+            if "content-length" not in fields:
+                raise ValueError("no Content-Length")
             try:
                 received = await reader.readexactly(int(fields["content-length"]))
             except OSError as error:

@@ -197,6 +197,11 @@ class Connection(RequestHandler):
         """Whether it has no request to be answered."""
         return not self._request_in_progress and not self._messages
 
+    @property
+    def waits(self) -> bool:
+        """Whether its client waits for an answer, or is new and about to ask."""
+        return not self.idle or not self._request_count
+
     def make_body(self, payload: StreamReader, message: Any, limit: int) -> Body:
         """What the handler of the request reads, in place of the payload."""
         self.body = body = Body(payload, message, self, limit, self.guard.bounds.body)

@@ -207,8 +207,7 @@ class WebWorker(Worker):
         end = self._clock.look() + grace
         self._acceptor.stop()
         if not whole_pool:  # the others answer probes and scrapes; else it is us, until the end
-            for site in self._admin.sites:
-                await site.stop()
+            await self._stop_admin()
         await self._until(end, "on_shutdown", self._runner.app.shutdown())
         limit = end - grace * CLEANUP_SHARE
         # half of what is left: the other half is for their clients to say goodbye
@@ -220,8 +219,22 @@ class WebWorker(Worker):
         await self._schedule.finish(max(limit - self._clock.look(), 0))
         await self._server.shutdown(STRAGGLERS)
         await self._until(end, "on_cleanup", self._runner.app.cleanup())
+        await self._stop_admin()
+        await self._until(end, "the last probe or scrape", self._until_answered())
         await self._admin.cleanup()
         self._watch.cancel()
+
+    async def _stop_admin(self) -> None:
+        for site in list(self._admin.sites):
+            await site.stop()
+
+    async def _until_answered(self) -> None:
+        """Wait for who asked the admin port in the last moment: it may not be read yet."""
+        server: Any = self._admin.server
+        for _ in range(QUIET_TICKS):
+            await asyncio.sleep(TICK)
+            if not any(connection.waits for connection in server.connections):
+                break
 
     async def _until(self, end: float, name: str, step: Awaitable[None]) -> None:
         """Whatever becomes of a step of the application's, the next ones are taken."""

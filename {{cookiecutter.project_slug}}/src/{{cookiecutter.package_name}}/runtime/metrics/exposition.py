@@ -316,6 +316,7 @@ class Exposition:
         known, self._files = self._files, {}
         numbers: Numbers = [None] * len(self._combine)
         newest: dict[int, float] = {}
+        combine = self._combine
         for match in found:
             name, kind, slot, suffix = match[0], match[1], int(match[2]), match[3]
             if suffix != slots.KEYS or (kind == slots.GAUGES and slot not in pids):
@@ -340,7 +341,7 @@ class Exposition:
                 pairs = ((row, cell) for row, cell in pairs if not values.is_gone(cell))
             for row, value in pairs:
                 before = numbers[row]
-                numbers[row] = value if before is None else self._combine[row](before, value)
+                numbers[row] = value if before is None else combine[row](before, value)
             for row, place in file.recent.items():
                 when = file.times.get(row, len(cells))
                 if max(place, when) < len(cells) and cells[when] > newest.get(row, 0.0):
@@ -374,13 +375,12 @@ class Exposition:
                 ]
                 if CORRUPT in rows:
                     slots.lose(f"{path} has lines that make no sense", DAMAGED)
-                for place, row in enumerate(rows, len(file.rows)):
-                    if row < 0:
-                        file.times[-row] = place
-                    elif row in self._recent:
-                        file.recent[row] = place
-                apart = self._recent and (file.times or file.recent)
-                if apart:
+                if self._recent:
+                    for place, row in enumerate(rows, len(file.rows)):
+                        if row < 0:
+                            file.times[-row] = place
+                        elif row in self._recent:
+                            file.recent[row] = place
                     rows = [CORRUPT if r < 0 or r in self._recent else r for r in rows]
                 file.rows += rows
                 breath.take()
@@ -412,9 +412,9 @@ class Exposition:
         row = self._add(child, sample, labels, bound, combine)
         if bound is not None:
             self._histograms[start, end] = child
-        if mode == "mostrecent":
+        if mode in ("mostrecent", values.TIME):
             self._recent.add(row)
-        elif mode == values.TIME:
+        if mode == values.TIME:
             row = -row
         if mode != "all":  # then the line is that of every slot
             self._rows[line] = row

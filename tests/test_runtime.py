@@ -9,39 +9,17 @@ from conftest import Answers, run
 from test_answers import DEFAULT, RICHEST
 
 HERE = Path(__file__).with_name("runtime")
-FILES = sorted(file.name for file in HERE.glob("test_*.py"))
-# Of what these prove nothing differs between the combinations; the richest has all of it.
-ONCE = {
-    "test_chat_soak.py",
-    "test_dev.py",
-    "test_elsewhere.py",
-    "test_endings.py",
-    "test_hostile_bodies.py",
-    "test_hostile_clients.py",
-    "test_hostile_fuzz.py",
-    "test_hostile_requests.py",
-    "test_moving_in.py",
-    "test_openapi.py",
-    "test_output.py",
-    "test_page.py",
-    "test_prometheus_client.py",
-    "test_ready.py",
-    "test_recipes.py",
-    "test_soak.py",
-    "test_statuses.py",
-    "test_telling.py",
-    "test_typed.py",
-}
-RUNS = [("default", DEFAULT, f) for f in FILES if not f.startswith("test_job") and f not in ONCE]
-RUNS += [("richest", RICHEST, f) for f in FILES]
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    ("answers", "file"), [run[1:] for run in RUNS], ids=[f"{run[0]}-{run[2]}" for run in RUNS]
-)
-def test_runtime(equipped: Callable[..., Path], answers: Answers, file: str) -> None:
-    print(runtime_tests(equipped(**answers), file))
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("answers", [RICHEST, DEFAULT], ids=["richest", "default"])
+def test_runtime(
+    equipped: Callable[..., Path], answers: Answers, request: pytest.FixtureRequest
+) -> None:
+    """All of them; PYTEST_ADDOPTS=--last-failed, after that, those that failed."""
+    assert request.config.cache is not None
+    kept = request.config.cache.mkdir("runtime") / request.node.callspec.id
+    print(runtime_tests(equipped(**answers), "--override-ini", f"cache_dir={kept}"))
 
 
 @pytest.mark.skipif(not os.environ.get("SOAK"), reason="only in make soak")

@@ -8,7 +8,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,11 +206,16 @@ def test_public_applications_are_counted_to_the_request(
 
     async def use() -> None:
         stop = asyncio.Event()
-        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as clients:
+        async with AsyncExitStack() as sessions, asyncio.TaskGroup() as clients:
+
+            async def session() -> aiohttp.ClientSession:
+                # one for each: a spare connection that idles may be closed as it is used again
+                return await sessions.enter_async_context(aiohttp.ClientSession())
+
             for me in range(4):
-                clients.create_task(chatter(session, service.url, seen, stop, me))
-                clients.create_task(reader(session, service.url, seen, stop, content))
-                clients.create_task(listener(session, service.url, seen, stop))
+                clients.create_task(chatter(await session(), service.url, seen, stop, me))
+                clients.create_task(reader(await session(), service.url, seen, stop, content))
+                clients.create_task(listener(await session(), service.url, seen, stop))
             await all_talk(seen)
             for _ in range(2):
                 await reload(service)

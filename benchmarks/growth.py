@@ -1,8 +1,9 @@
 """How the service grows with workers and connections: make bench NAME=growth
 
 CPU a request with more workers and more connections; then, with connections that are open and idle,
-how long it takes to accept them all, to be scraped, and to drain. Kept in build/growth.json, and
-written into docs/performance.md.
+how long it takes to accept them all, to be scraped, and to drain; then what pods of so many CPUs
+give, each in a cgroup with its quota, which takes root. Kept in build/growth.json, and written into
+docs/performance.md.
 """
 
 import asyncio
@@ -15,6 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -24,7 +28,8 @@ from peers import HERE, KEPT, LOAD, ROOT, cpu_seconds, environment, free_port, m
 
 ROUNDS = int(os.environ.get("ROUNDS", "1"))
 TURN, LONG_TURN = 2, 10  # seconds; the latter from 1,000 connections on
-WORKERS = (1, 2, 4)
+WORKERS = (1, 2, 4, 8)
+PODS = [(1, 0.25), (2, 0.25), (4, 0.25), (1, 0.5), (2, 0.5)]  # how many, and the CPUs of each
 CONNECTIONS = (1, 10, 100, 1000, 10000)
 HELD = [(1, 10), (2, 10), (2, 1000), (2, 10000), (4, 1000), (16, 1000), (64, 1000)]
 MOST = {"MAX_CONNECTIONS": "20000", "MAX_CONCURRENCY": "20000", "BACKLOG": "4096"}
@@ -100,12 +105,46 @@ def held(workers: int, connections: int) -> Held:
         return uvloop.run(hold(port, admin, pid, connections))
 
 
+@contextmanager
+def quota(cpus: float) -> Iterator[Callable[[int], object]]:
+    """A cgroup with so much CPU; what is given puts a process into it."""
+    v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    group = Path(tempfile.mkdtemp(prefix="growth-", dir="/sys/fs/cgroup" + "/cpu" * (not v2)))
+    try:
+        if v2:
+            (group / "cpu.max").write_text(f"{cpus * 100_000:.0f} 100000")
+        else:
+            (group / "cpu.cfs_quota_us").write_text(f"{cpus * 100_000:.0f}")
+        yield lambda pid: (group / "cgroup.procs").write_text(str(pid))
+    finally:
+        group.rmdir()
+
+
+def pods(number: int, cpus: float, script: str) -> float:
+    """Requests a second of so many services with one worker each, asked at the same time."""
+    settings = {"WEB_CONCURRENCY": "1", **MOST}
+    with ExitStack() as stack:
+        urls = []
+        for _ in range(number):
+            confine = stack.enter_context(quota(cpus))
+            port, pid, _ = stack.enter_context(server("ours", "full", **settings))
+            for process in tree(pid):
+                confine(process)
+            urls.append(f"http://127.0.0.1:{port}/")
+        words = ["wrk", "-t1", "-c32", f"-d{2 * TURN}s", "-s", script]
+        loads = [subprocess.Popen([*words, url], stdout=subprocess.PIPE, text=True) for url in urls]
+        said = [load.communicate()[0] for load in loads]
+    found = [re.search(r"Requests/sec:\s+([\d.]+)", text) for text in said]
+    return sum(float(one[1]) for one in found if one)
+
+
 def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     loads: dict[tuple[int, int], list[Load]] = {}
     kinds = [(n, 32) for n in WORKERS] + [(1, n) for n in CONNECTIONS]
     rests: dict[tuple[int, int], list[Held]] = {}
+    rates: dict[tuple[int, float], list[float]] = {}
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(LOAD)
         script.flush()
@@ -116,13 +155,20 @@ def main() -> None:
             for kind in HELD[turn:] + HELD[:turn]:
                 rests.setdefault(kind, []).append(held(*kind))
                 print(kind, rests[kind][-1], flush=True)
-    KEPT.with_name("growth.json").write_text(json.dumps({"text": text(loads, rests)}))
+            for pod in PODS if os.geteuid() == 0 else ():
+                rates.setdefault(pod, []).append(pods(*pod, script.name))
+                print(pod, rates[pod][-1], flush=True)
+    KEPT.with_name("growth.json").write_text(json.dumps({"text": text(loads, rests, rates)}))
     if KEPT.exists():
         write = [environment("peers") / "python", HERE / "document.py", KEPT, ROOT / "docs"]
         subprocess.run(write, check=True)
 
 
-def text(loads: dict[tuple[int, int], list[Load]], rests: dict[tuple[int, int], list[Held]]) -> str:
+def text(
+    loads: dict[tuple[int, int], list[Load]],
+    rests: dict[tuple[int, int], list[Held]],
+    rates: dict[tuple[int, float], list[float]],
+) -> str:
     lines = [f"On {machine()}, of which the load generator needs one; medians; rounds: {ROUNDS}."]
     lines += ["", "| workers | connections | CPU a request, µs | requests/s | p99 |"]
     lines += ["|---|---|---|---|---|"]
@@ -140,24 +186,23 @@ def text(loads: dict[tuple[int, int], list[Load]], rests: dict[tuple[int, int], 
         lines.append(
             f"| {workers} | {connections:,} | {accept:.2f} | {scrape * 1e3:.0f} | {drain:.2f} |"
         )
-    alone = median(run.throughput for run in loads[1, 32])
-    both = median(run.throughput for run in loads[2, 32])
     cost = median(run.cost for run in loads[1, 32])
-    lines += [
-        "",
-        *SATURATION.format(cost=cost, model=1e6 / cost, alone=alone, both=both).split("\n"),
-    ]
+    lines += ["", *SATURATION.format(cost=cost).split("\n"), ""]
+    lines += ["| pods | CPUs of each | requests/s | by the model | |", "|---|---|---|---|---|"]
+    for (number, cpus), found in rates.items():
+        rate, model = median(found), number * cpus * 1e6 / cost
+        lines.append(f"| {number} | {cpus} | {rate:,.0f} | {model:,.0f} | {rate / model:.0%} |")
     return "\n".join(lines)
 
 
 SATURATION = """\
 A worker's CPU is what saturates first: more connections bring no more requests a second, and each
-waits for all the others, so p99 grows with their number. The model is that a pod serves CPUs /
-CPU a request, and K pods K times that: {model:,.0f} requests/s for a worker at {cost:.0f} µs, of
-which {alone:,.0f} were seen with one worker and {both:,.0f} with two, beside a load generator
-that takes CPU from them. More workers than CPUs add nothing. What grows with workers is the
-scrape; with connections, the drain and the time to accept them. 8 workers and several pods were
-not tried: this machine has too few CPUs to tell."""
+waits for all the others, so p99 grows with their number. More workers than CPUs add nothing. What
+grows with workers is the scrape; with connections, the drain and the time to accept them.
+
+The model: a pod serves CPUs / CPU a request, which is {cost:.0f} µs, with a worker for each CPU, and
+K pods K times that. Checked with services that each have one worker and so much CPU, all asked at
+once:"""
 
 
 if __name__ == "__main__":

@@ -77,7 +77,6 @@ class DeadlineError(ComputeError):
     status = 504
 
 
-Answer = tuple[int, tuple[bytes, str]]  # registry.Answer, as it was received
 Address = tuple[socket.AddressFamily, Any]
 
 
@@ -138,7 +137,7 @@ class _Pool:
             self._addresses = [(socket.AF_UNIX, url.removeprefix("unix:"))]
             self._resolved = math.inf
 
-    async def answer(self, name: str, body: bytes, media_type: str) -> Answer:
+    async def answer(self, name: str, body: bytes, media_type: str) -> registry.Answer:
         head = (
             f"POST /{name} HTTP/1.1\r\nHost: {self._url.authority}\r\nConnection: close\r\n"
             f"Content-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"
@@ -178,7 +177,7 @@ class _Pool:
                 failure = error
         raise failure
 
-    async def _exchange(self, sock: socket.socket, head: bytes, body: bytes) -> Answer:
+    async def _exchange(self, sock: socket.socket, head: bytes, body: bytes) -> registry.Answer:
         """Send a request, and receive the answer.
 
         Raises:
@@ -214,7 +213,7 @@ class _Pool:
 
 
 # what takes the name of a task and its arguments, with their media type, to a pool
-_pool: Callable[[str, bytes, str], Awaitable[Answer]] | None = None
+_pool: Callable[[str, bytes, str], Awaitable[registry.Answer]] | None = None
 _down = False  # whether nobody was there the last time
 
 
@@ -236,7 +235,7 @@ async def inline(app: web.Application) -> AsyncIterator[None]:
     """For `cleanup_ctx`, in tests: while it is open, tasks run in this process, one at a time."""
     global _pool
 
-    async def answer(name: str, body: bytes, media_type: str) -> Answer:
+    async def answer(name: str, body: bytes, media_type: str) -> registry.Answer:
         task = registry.tasks[name]
         return task.answer(registry.read(body, media_type, task.parameters), media_type)
 

@@ -64,10 +64,10 @@ def _waited(environ: WSGIEnvironment) -> float:
 
 def _body(environ: WSGIEnvironment) -> bytes | bytearray:
     """The body of a request; a large one is received where it stays, which takes half the CPU."""
-    length, start = int(environ.get("CONTENT_LENGTH") or 0), environ["wsgi.input"]
+    length, unread = int(environ.get("CONTENT_LENGTH") or 0), environ["wsgi.input"]
     if length <= PIECE:
-        return start.read()  # type: ignore[no-any-return]
-    body = bytearray(start.reader.unreader.take_buffered())  # what came with the head
+        return unread.read()  # type: ignore[no-any-return]
+    body = bytearray(unread.reader.unreader.take_buffered())  # what came with the head
     while len(body) < length and (piece := environ["gunicorn.socket"].recv(PIECE)):
         body += piece
     return body

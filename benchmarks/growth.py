@@ -200,8 +200,8 @@ A worker's CPU is what saturates first: more connections bring no more requests 
 waits for all the others, so p99 grows with their number. More workers than CPUs add nothing. What
 grows with workers is the scrape; with connections, the drain and the time to accept them.
 
-The model: a pod serves CPUs / CPU a request, which is {cost:.0f} µs, with a worker for each CPU, and
-K pods K times that. Checked with services that each have one worker and so much CPU, all asked at
+The model: a pod serves CPUs / CPU a request ({cost:.0f} µs) with a worker for each CPU, and K pods
+serve K times that. Checked with services that each have one worker and so much CPU, all asked at
 once:"""
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+from itertools import combinations
+from math import comb
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,10 +49,19 @@ def ratios(rounds: list[Any], subject: str) -> list[float]:
     return [ratio for one in rounds if subject in one for ratio in one[subject][RATIOS]]
 
 
+def interval(found: list[float]) -> tuple[float, float]:
+    """Where the median is with 95 % certainty, by the order of what was measured."""
+    least, number = 0, len(found)
+    while sum(comb(number, k) for k in range(least + 1)) / 2**number <= 0.025:
+        least += 1
+    place = max(least - 1, 0)
+    return sorted(found)[place], sorted(found)[-1 - place]
+
+
 def verdict(found: list[float]) -> str:
     """Whether a request costs more than one of ours, or cannot be told apart."""
-    middle = median(found)
-    if abs(middle - 1) < TIE or min(found) < 1 < max(found):
+    middle, (low, high) = median(found), interval(found)
+    if abs(middle - 1) < TIE or low < 1 < high:
         return f"{middle:.2f}, a tie"
     return f"{middle:.2f}"
 
@@ -71,12 +82,28 @@ def table(rounds: list[Any]) -> str:
         ours = subject == OURS
         cells = [f"**{stack}**" if ours else stack, level]
         cells += [f"{middle(rounds, subject, COST):.0f}", verdict(found)]
-        cells += [f"{min(found):.2f} to {max(found):.2f}"]
+        cells += ["{:.2f} to {:.2f}".format(*interval(found))]
         cells += [f"{middle(rounds, subject, THROUGHPUT):,.0f}"]
         cells += [f"{middle(rounds, subject, P50):.1f} / {middle(rounds, subject, P99):.1f}"]
         cells += [f"{middle(rounds, subject, START):.2f}", f"{middle(rounds, subject, PSS):.0f}"]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def order(rounds: list[Any]) -> str:
+    """How many pairs can be told apart, and stand in one order in every round."""
+    pairs = list(combinations([subject for subject in rounds[0] if subject != OURS], 2))
+    apart = same = 0
+    for pair in pairs:
+        (low, high), (lowest, highest) = (interval(ratios(rounds, subject)) for subject in pair)
+        if high < lowest or highest < low:
+            apart += 1
+            one, other = ([median(r[subject][RATIOS]) for r in rounds] for subject in pair)
+            same += len({a < b for a, b in zip(one, other, strict=True)}) == 1
+    return (
+        f"Of {len(pairs)} pairs of rows {apart} can be told apart, and {same} of these stand in"
+        f" that order in each of {len(rounds)} rounds; the others are ties."
+    )
 
 
 def plot(rounds: list[Any], path: Path) -> None:
@@ -87,8 +114,8 @@ def plot(rounds: list[Any], path: Path) -> None:
         level = subject.split()[1]
         colour = "#1a7f4b" if subject == OURS else COLOURS[level]
         axes.barh(at, median(found), color=colour, height=0.7)
-        axes.plot([min(found), max(found)], [at, at], color="#1b1f24", lw=1.2)
-        end = min(max(found), WIDEST) + 0.04
+        axes.plot(interval(found), [at, at], color="#1b1f24", lw=1.2)
+        end = min(interval(found)[1], WIDEST) + 0.04
         axes.text(end, at, f"{median(found):.2f}", va="center", fontsize=9)
     labels = [f"{stack}: {level}" for stack, level in map(name, subjects)]
     axes.set_yticks(range(len(subjects)), labels, fontsize=9)
@@ -96,7 +123,7 @@ def plot(rounds: list[Any], path: Path) -> None:
         label.set_fontweight("bold" if subject == OURS else "normal")
     axes.axvline(1, color="#1a7f4b", lw=1, ls=":")
     axes.set_title(
-        "CPU a request beside this template with everything on (line: range of the rounds)",
+        "CPU a request beside this template with everything on (line: where the median is)",
         fontsize=10,
         loc="right",
     )
@@ -121,9 +148,10 @@ def targets(rounds: list[Any]) -> str:
     rows = ["| ours beside | measured | range | goal | |", "|---|---|---|---|---|"]
     for words, subject, goal in checks:
         found = [1 / ratio for ratio in ratios(rounds, subject)]
-        reached = "reached" if max(found) <= goal else "missed" if min(found) > goal else "open"
+        low, high = interval(found)
+        reached = "reached" if high <= goal else "missed" if low > goal else "open"
         rows.append(
-            f"| {words} | {median(found):.2f} | {min(found):.2f} to {max(found):.2f}"
+            f"| {words} | {median(found):.2f} | {low:.2f} to {high:.2f}"
             f" | at most {goal:.2f} | {reached} |"
         )
     return "\n".join(rows)
@@ -142,6 +170,7 @@ def write(kept: Path, docs: Path) -> None:
         "turns": f"{min(turns)} to {max(turns)}" if len(set(turns)) > 1 else str(turns[0]),
         "targets": targets(rounds),
         "table": table(rounds),
+        "order": order(rounds),
         "breakdown": measured(kept.with_name("breakdown.json")),
         "growth": measured(kept.with_name("growth.json")),
     }

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-from ctypes import c_uint32
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -91,6 +90,8 @@ def _make_immortal(value: Any) -> None:
     newer have objects without one, such as None, but no call to make them: it is written as None
     has it, and not where it is kept in another way, as it is without a GIL.
     """
+    from ctypes import c_uint32  # takes 10 ms, which a start without a model need not wait for
+
     immortal = c_uint32.from_address(id(None)).value
     if not 2**31 < immortal == sys.getrefcount(None):
         return

@@ -3,7 +3,6 @@
 Anything can call it: curl --unix-socket compute.sock http://compute/primes -d '{"limit": 1000}'
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -172,6 +171,8 @@ def application(timeout: float, leave: Callable[[], None]) -> WSGIApplication:
 def post_fork(arbiter: object, worker: object) -> None:
     """For gunicorn: where tasks share CPUs with web workers, the web workers come first."""
     os.nice(NICENESS)
+    import ctypes  # takes 10 ms, which a start without a pool need not wait for
+
     # what a task frees the next one wants again, and a page that the kernel had back in between it
     # has to clear: without this half the CPU of a call with 10 MB
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's

@@ -7,6 +7,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from prometheus_client import (
@@ -202,9 +203,16 @@ def _collect(self: multiprocess.MultiProcessCollector) -> Iterable[Metric]:
     return text_string_to_metric_families(exposition.scrape()[0].decode())
 
 
+def _below(base: type) -> list[type]:
+    """A class, and all that are made of it."""
+    return [base, *chain.from_iterable(map(_below, base.__subclasses__()))]
+
+
 def _adopt() -> None:
     """Take over the metrics that libraries made before there was anything of ours."""
-    for metric in [o for o in gc.get_objects() if issubclass(type(o), MetricWrapperBase)]:
+    for metric in gc.get_referrers(*_below(MetricWrapperBase)):
+        if not issubclass(type(metric), MetricWrapperBase):
+            continue
         for suffix in SUFFIXES.get(str(metric._type), ("",)):
             _places.setdefault(metric._name + suffix, (EARLIER, False))
         if not metric._is_observable():

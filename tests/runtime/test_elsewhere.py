@@ -74,8 +74,9 @@ def test_counts_the_cpus_of_the_machine(on_macos: str) -> None:
     assert checked.stdout.startswith(expected)
 
 
-def test_is_typed_for_macos() -> None:
+def test_is_typed_for_macos_and_the_newest_python() -> None:
     mypy = [sys.executable, "-m", "mypy", "--platform", "darwin", "--no-incremental"]
+    mypy += ["--python-version", "3.14"]
     done = subprocess.run(mypy, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -63,7 +63,7 @@ def address(text: str) -> str:
         ip = ipaddress.ip_address(text)
     except ValueError:
         raise ValueError("give an IP address to listen on, such as 0.0.0.0 or ::") from None
-    if ip.version == 6 and (ip.is_link_local or ip.scope_id):
+    if isinstance(ip, ipaddress.IPv6Address) and (ip.is_link_local or ip.scope_id):
         raise ValueError("give no link-local address, but one such as :: or 0.0.0.0")
     return str(ip)
 

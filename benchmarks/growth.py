@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -24,7 +25,19 @@ from typing import NamedTuple
 from urllib.request import urlopen
 
 import uvloop
-from peers import HERE, KEPT, LOAD, ROOT, cpu_seconds, environment, free_port, machine, server, tree
+from peers import (
+    HERE,
+    KEPT,
+    LOAD,
+    ROOT,
+    cpu_seconds,
+    environment,
+    free_port,
+    machine,
+    server,
+    tree,
+    wrk,
+)
 
 ROUNDS = int(os.environ.get("ROUNDS", "1"))
 TURN, LONG_TURN = 2, 10  # seconds; the latter from 1,000 connections on
@@ -111,10 +124,8 @@ def quota(cpus: float) -> Iterator[Callable[[int], object]]:
     v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     group = Path(tempfile.mkdtemp(prefix="growth-", dir="/sys/fs/cgroup" + "/cpu" * (not v2)))
     try:
-        if v2:
-            (group / "cpu.max").write_text(f"{cpus * 100_000:.0f} 100000")
-        else:
-            (group / "cpu.cfs_quota_us").write_text(f"{cpus * 100_000:.0f}")
+        bound = group / ("cpu.max" if v2 else "cpu.cfs_quota_us")
+        bound.write_text(f"{cpus * 100_000:.0f}")  # microseconds of the 100 ms that are the default
         yield lambda pid: (group / "cgroup.procs").write_text(str(pid))
     finally:
         group.rmdir()
@@ -124,18 +135,15 @@ def pods(number: int, cpus: float, script: str) -> float:
     """Requests a second of so many services with one worker each, asked at the same time."""
     settings = {"WEB_CONCURRENCY": "1", **MOST}
     with ExitStack() as stack:
-        urls = []
+        ports = []
         for _ in range(number):
             confine = stack.enter_context(quota(cpus))
             port, pid, _ = stack.enter_context(server("ours", "full", **settings))
             for process in tree(pid):
                 confine(process)
-            urls.append(f"http://127.0.0.1:{port}/")
-        words = ["wrk", "-t1", "-c32", f"-d{2 * TURN}s", "-s", script]
-        loads = [subprocess.Popen([*words, url], stdout=subprocess.PIPE, text=True) for url in urls]
-        said = [load.communicate()[0] for load in loads]
-    found = [re.search(r"Requests/sec:\s+([\d.]+)", text) for text in said]
-    return sum(float(one[1]) for one in found if one)
+            ports.append(port)
+        threads = stack.enter_context(ThreadPoolExecutor())
+        return sum(threads.map(lambda port: wrk(port, 2 * TURN, script), ports)) / (2 * TURN)
 
 
 def main() -> None:

@@ -83,8 +83,7 @@ def environment(name: str) -> Path:
         uv = [sys.executable, "-m", "uv"]
         subprocess.run([*uv, "venv", "-q", "--clear", "-p", sys.executable, folder], check=True)
         install = [*uv, "pip", "install", "-q", "-p", folder / "bin/python", "--require-hashes"]
-        install += ["--compile-bytecode"]
-        subprocess.run([*install, "-r", pins], check=True)
+        subprocess.run([*install, "--compile-bytecode", "-r", pins], check=True)
         mark.write_text(pins.read_text())
     return folder / "bin"
 
@@ -177,6 +176,7 @@ def server(stack: str, level: str, **more: str) -> Iterator[tuple[int, int, floa
         own = {"LEVEL": level} | ({"PROMETHEUS_MULTIPROC_DIR": folder} if level != "bare" else {})
         own |= {"PYTHONPATH": str(HERE), **settings} if stack != "ours" else settings
         own |= more
+        # a start that compiles what it imports is not what users have
         env = {name: os.environ[name] for name in os.environ.keys() - {"PYTHONDONTWRITEBYTECODE"}}
         begin = time.perf_counter()
         process = subprocess.Popen(

@@ -55,7 +55,8 @@ def interval(found: list[float]) -> tuple[float, float]:
     while sum(comb(number, k) for k in range(least + 1)) / 2**number <= 0.025:
         least += 1
     place = max(least - 1, 0)
-    return sorted(found)[place], sorted(found)[-1 - place]
+    ordered = sorted(found)
+    return ordered[place], ordered[-1 - place]
 
 
 def verdict(found: list[float]) -> str:
@@ -114,8 +115,9 @@ def plot(rounds: list[Any], path: Path) -> None:
         level = subject.split()[1]
         colour = "#1a7f4b" if subject == OURS else COLOURS[level]
         axes.barh(at, median(found), color=colour, height=0.7)
-        axes.plot(interval(found), [at, at], color="#1b1f24", lw=1.2)
-        end = min(interval(found)[1], WIDEST) + 0.04
+        low, high = interval(found)
+        axes.plot([low, high], [at, at], color="#1b1f24", lw=1.2)
+        end = min(high, WIDEST) + 0.04
         axes.text(end, at, f"{median(found):.2f}", va="center", fontsize=9)
     labels = [f"{stack}: {level}" for stack, level in map(name, subjects)]
     axes.set_yticks(range(len(subjects)), labels, fontsize=9)

@@ -37,6 +37,8 @@ def wait_for(what: Callable[[], Any], seconds: float = HANGS) -> Any:
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
     """The files of a key and of its certificate for `localhost`."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     subprocess.run(
         [

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -311,8 +310,6 @@ def test_password_from_a_file_and_tls(
     start: Start, job_code: Path, redis: Redis, tmp_path: Path
 ) -> None:
     redis.kill()
-    if not shutil.which("openssl"):
-        pytest.skip("openssl is not installed")
     key, certificate = make_certificate(tmp_path)
     tls_port = free_port()
     redis.options = ("--tls-port", str(tls_port), "--tls-cert-file", str(certificate))

@@ -459,6 +459,18 @@ class Exposition:
         notes: dict[int, str],
         breath: _Breath,
     ) -> Iterator[str]:
+        self._prepare(family, form, encode, breath)
+        shown = False
+        for child in family.children.values():
+            for line in child.lines(numbers, form, names, notes):
+                if not shown:
+                    yield family.heads[form]
+                    shown = True
+                yield line
+            breath.take()
+
+    def _prepare(self, family: _Family, form: str, encode: Encoder, breath: _Breath) -> None:
+        """Make all that stands before its numbers, as far as it is new."""
         if form not in family.heads:
             head = _lines(encode, family.metric)
             family.heads[form] = "".join(f"{line}\n" for line in head)
@@ -471,14 +483,6 @@ class Exposition:
             pairs = iter(list(zip(lines, one.samples, strict=True)))
             for child, samples in some:
                 child.learn(form, islice(pairs, len(samples)))
-            breath.take()
-        shown = False
-        for child in family.children.values():
-            for line in child.lines(numbers, form, names, notes):
-                if not shown:
-                    yield family.heads[form]
-                    shown = True
-                yield line
             breath.take()
 
 

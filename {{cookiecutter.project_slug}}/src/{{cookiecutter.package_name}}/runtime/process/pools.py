@@ -122,6 +122,7 @@ def compute_pool(settings: Settings, parts: Parts, pools: int = 1) -> Pool:
             "max_requests": settings.compute_max_tasks,
             "max_requests_jitter": settings.compute_max_tasks // 5,
             "timeout": math.ceil(settings.compute_timeout) + 1,
+            "on_starting": compute.on_starting,
             "post_fork": compute.post_fork,
         },
         load=load,

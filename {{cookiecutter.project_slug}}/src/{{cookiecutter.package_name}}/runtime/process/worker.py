@@ -220,7 +220,7 @@ class WebWorker(Worker):
         await self._server.shutdown(STRAGGLERS)
         await self._until(end, "on_cleanup", self._runner.app.cleanup())
         await self._stop_admin()
-        await self._until(end, "the last probe or scrape", self._until_answered())
+        await self._until_answered(end)
         await self._admin.cleanup()
         self._watch.cancel()
 
@@ -228,12 +228,13 @@ class WebWorker(Worker):
         for site in list(self._admin.sites):
             await site.stop()
 
-    async def _until_answered(self) -> None:
+    async def _until_answered(self, limit: float) -> None:
         """Wait for who asked the admin port in the last moment: it may not be read yet."""
         server: Any = self._admin.server
         for _ in range(QUIET_TICKS):
             await asyncio.sleep(TICK)
-            if not any(connection.waits for connection in server.connections):
+            waiting = any(connection.waits for connection in server.connections)
+            if not waiting or self._clock.look() >= limit:
                 break
 
     async def _until(self, end: float, name: str, step: Awaitable[None]) -> None:
